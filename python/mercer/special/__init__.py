@@ -1,0 +1,1 @@
+"""Special functions that keep their digits where the usual ones leave float64."""

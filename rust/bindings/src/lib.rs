@@ -1,0 +1,34 @@
+//! `mercer._core`: checks arguments, releases the GIL, polls for Ctrl-C, calls `mercer-core`. No arithmetic.
+#![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+mod _core {
+    use pyo3::exceptions::PyKeyError;
+    use pyo3::prelude::*;
+
+    /// The kernel families: no build step, compiled by NVRTC at first use.
+    const CUDA_SOURCES: &[(&str, &str)] = &[];
+
+    /// The CUDA source of a kernel family.
+    #[pyfunction]
+    fn cuda_source(name: &str) -> PyResult<&'static str> {
+        CUDA_SOURCES
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, s)| *s)
+            .ok_or_else(|| PyKeyError::new_err(name.to_owned()))
+    }
+
+    /// The number of threads that `threads=None` means.
+    #[pyfunction]
+    fn num_threads() -> usize {
+        mercer_core::pool::threads(None)
+    }
+
+    #[pymodule_init]
+    fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        m.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,5 @@
+//! The numerics of mercer. One folder a subject; nothing here knows of Python.
+
+pub mod cancel;
+pub mod pool;
+pub mod special;
