@@ -19,8 +19,15 @@ _SUBPACKAGES = frozenset({"catalog", "density", "nn", "reproduce", "special"})
 _FUNCTIONS = {"backend": "mercer._backend", "show_versions": "mercer._versions"}
 
 __all__ = [
-    "__version__", "backend", "catalog", "density", "nn", "reproduce", "show_versions", "special",
-]  # fmt: skip
+    "__version__",
+    "backend",
+    "catalog",
+    "density",
+    "nn",
+    "reproduce",
+    "show_versions",
+    "special",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -49,7 +49,7 @@ def systems() -> tuple[System, ...]:
     >>> len(systems()), systems()[53].slug
     (79, 'log-bessel')
     """
-    return tuple(_system(*line.split(" | ")) for line in _TABLE.strip().splitlines())
+    return tuple(_system(line) for line in _TABLE.strip().splitlines())
 
 
 def find(slug: str) -> System:
@@ -65,14 +65,16 @@ def find(slug: str) -> System:
     by_slug = {system.slug: system for system in systems()}
     if slug in by_slug:
         return by_slug[slug]
-    near = difflib.get_close_matches(slug.lower().replace("_", "-"), by_slug, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(slug.lower().replace("_", "-"), by_slug, n=3, cutoff=0.7)
     near += [known for known in by_slug if len(slug) > 2 and slug.lower() in known and known not in near]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise LookupError(f"slug must be one of `mercer list`, got {slug!r}{hint}")
 
 
-def _system(number: str, slug: str, title: str, modules: str, status: Literal["landed", "planned"]) -> System:
-    return System(int(number), slug, title, tuple(f"mercer.{name}" for name in modules.split()), status)
+def _system(line: str) -> System:
+    number, slug, title, modules, status = line.split(" | ")
+    places = tuple(f"mercer.{name}" for name in modules.split())
+    return System(int(number), slug, title, places, "landed" if status == "landed" else "planned")
 
 
 # number | slug | title | modules under mercer | status

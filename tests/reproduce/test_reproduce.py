@@ -13,7 +13,9 @@ from mercer.reproduce import Evidence, Row
 
 
 def held(quantity="error", **changes):
-    return Row(quantity, "relative", **{"baseline": 1.0, "ours": 0.5, "better": "lower", "holds": True} | changes)
+    return Row(
+        quantity, "relative", **{"baseline": 1.0, "ours": 0.5, "better": "lower", "holds": True} | changes
+    )
 
 
 @pytest.fixture
@@ -52,7 +54,10 @@ def test_only_rows_that_must_hold_decide_the_exit_code(planned, changes, code, c
 
 
 def held_rows():
-    return [held(spread=(0.4, 0.6)), held(ours=math.inf, baseline="fails", paper=np.float64(2.0), must_hold=True)]
+    return [
+        held(spread=(0.4, 0.6)),
+        held(ours=math.inf, baseline="fails", paper=np.float64(2.0), must_hold=True),
+    ]
 
 
 def test_evidence_survives_json(planned):
@@ -61,7 +66,12 @@ def test_evidence_survives_json(planned):
     again = Evidence.from_json(evidence.to_json())
     assert again.rows[0] == evidence.rows[0]
     assert again.rows[1].ours == "inf"  # JSON has no infinity
-    assert (again.quick, again.seed, again.passed, again.figures) == (True, 7, True, {"curve": [0.0, 1.0, 2.0]})
+    assert (again.quick, again.seed, again.passed, again.figures) == (
+        True,
+        7,
+        True,
+        {"curve": [0.0, 1.0, 2.0]},
+    )
     assert again.versions["numpy"] == np.__version__
 
 
@@ -94,7 +104,11 @@ def test_the_plain_table_says_what_the_rich_one_says(planned, monkeypatch, capsy
     monkeypatch.setitem(sys.modules, "rich.console", None)
     reproduce.show(evidence)
     plain = capsys.readouterr().out
-    assert "0.4 .. 0.6" in plain and "fails" in plain and "2 of 2 claims hold here; 1 of the 1 that must." in plain
+    assert (
+        "0.4 .. 0.6" in plain
+        and "fails" in plain
+        and "2 of 2 claims hold here; 1 of the 1 that must." in plain
+    )
 
 
 @pytest.mark.parametrize("changes", [{"holds": "maybe"}, {"better": "bigger"}, {"holds": False}])

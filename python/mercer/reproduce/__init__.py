@@ -1,12 +1,14 @@
 """One module a paper: what it claims, measured here, beside the baseline it claims to beat.
 
-A reproduce module is named after the slug of its paper (``log-bessel`` -> ``log_bessel.py``) and has two functions:
+A reproduce module is named after the slug of its paper (``log-bessel``: ``log_bessel.py``) and has two
+functions:
 
     def run(*, quick: bool, progress: Progress) -> Evidence: ...
     def plot(evidence: Evidence, figure: matplotlib.figure.Figure) -> None: ...
 
-``run`` measures. It fixes its seeds, calls ``progress("what is being done", 0.4)`` as it goes, takes under a minute
-with ``quick`` and under ten without, on two cores, and returns one :class:`Row` for each claim, held or not:
+``run`` measures. It fixes its seeds, calls ``progress("what is being done", 0.4)`` as it goes, takes under a
+minute with ``quick`` and under ten without, on two cores, and returns one :class:`Row` for each claim, held
+or not:
 
     rows = [
         Row("median error of log I, all regions", "relative", baseline=8.1e-13, ours=1.1e-16, paper=2e-14,
@@ -14,13 +16,15 @@ with ``quick`` and under ten without, on two cores, and returns one :class:`Row`
         Row("speed against SciPy on a GPU", "x", paper=77, better="higher", holds="not-testable-here",
             note="no CUDA device here"),
     ]
-    return Evidence("log-bessel", rows, seed=54, figures={"error": {"v": v, "ours": err, "scipy": err_scipy}})
+    return Evidence("log-bessel", rows, seed=54, figures={"error": {"v": v, "ours": ours, "scipy": theirs}})
 
-``plot`` draws into an empty figure from ``evidence.figures`` alone, so that a figure can be made again from the JSON.
+``plot`` draws into an empty figure from ``evidence.figures`` alone, so that a figure can be made again from
+the JSON.
 
-Three habits. A baseline is run here and now, never quoted. ``paper`` holds the published figure, however flattering or
-not. ``holds`` says whether *the claim* holds here; where it is "no" or "not-testable-here", ``note`` gives the reason,
-and the row refuses to exist without it. ``must_hold`` marks what a contract demands: those rows decide the exit code.
+Four habits. A baseline is run here and now, never quoted. ``paper`` holds the published figure, flattering
+or not. ``holds`` says whether *the claim* holds here; where it is "no" or "not-testable-here", ``note`` gives
+the reason, and the row refuses to exist without it. ``must_hold`` marks what a contract demands: those rows
+decide the exit code.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ class Progress(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One claim: a quantity in a unit, the baseline's, ours and the paper's, and whether the claim holds here.
+    """One claim: a quantity of the baseline, of ours and of the paper, and whether the claim holds here.
 
     Parameters
     ----------
@@ -142,20 +146,37 @@ class Evidence:
         return all(row.holds == "yes" for row in self.rows if row.must_hold)
 
     def to_json(self) -> str:
-        """Strict JSON: numpy scalars and arrays become numbers and lists; NaN and infinities become strings."""
-        content = {"slug": self.slug, "passed": self.passed, "quick": self.quick, "seed": self.seed,
-                   "seconds": self.seconds, "versions": self.versions,
-                   "rows": [dataclasses.asdict(row) for row in self.rows], "figures": self.figures}  # fmt: skip
+        """Strict JSON: numpy scalars and arrays as numbers and lists, NaN and infinities as strings."""
+        content = {
+            "slug": self.slug,
+            "passed": self.passed,
+            "quick": self.quick,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "versions": self.versions,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "figures": self.figures,
+        }
         return json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Evidence:
         """The evidence that `to_json` wrote (arrays come back as lists)."""
         content = json.loads(text, parse_constant=_refuse_constant)
-        rows = [Row(**{**row, "spread": row["spread"] and tuple(map(float, row["spread"]))}) for row in content["rows"]]
+        rows = [
+            Row(**{**row, "spread": row["spread"] and tuple(map(float, row["spread"]))})
+            for row in content["rows"]
+        ]
         seed = content["seed"]
-        return cls(content["slug"], rows, seed if isinstance(seed, int) else tuple(seed), content["figures"],
-                   content["versions"], float(content["seconds"]), content["quick"])  # fmt: skip
+        return cls(
+            content["slug"],
+            rows,
+            seed if isinstance(seed, int) else tuple(seed),
+            content["figures"],
+            content["versions"],
+            float(content["seconds"]),
+            content["quick"],
+        )
 
 
 def load(slug: str) -> Any:
@@ -169,7 +190,9 @@ def load(slug: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != system.reproduce:
             raise
-        raise LookupError(f"{system.slug} is planned: there is nothing to reproduce yet (see `mercer list`)") from None
+        raise LookupError(
+            f"{system.slug} is planned: there is nothing to reproduce yet (see `mercer list`)"
+        ) from None
 
 
 def execute(slug: str, *, quick: bool = False, progress: Progress | None = None) -> Evidence:
@@ -186,7 +209,7 @@ def execute(slug: str, *, quick: bool = False, progress: Progress | None = None)
 
 
 def write(evidence: Evidence, out: str | Path) -> tuple[Path, Path | None]:
-    """Write ``out/SLUG.json`` and, where matplotlib is installed, ``out/SLUG.png``; each whole or not at all."""
+    """Write ``out/SLUG.json`` and, where matplotlib is installed, ``out/SLUG.png``; whole or not at all."""
     out = Path(out)
     table, picture = out / f"{evidence.slug}.json", out / f"{evidence.slug}.png"
     with replacing(table) as beside:
@@ -194,7 +217,7 @@ def write(evidence: Evidence, out: str | Path) -> tuple[Path, Path | None]:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        print(f"no {picture}: matplotlib is not installed (pip install 'mercer-kernels[plot]')", file=sys.stderr)
+        print(f"no {picture}: pip install 'mercer-kernels[plot]' for the figure", file=sys.stderr)
         return table, None
     figure = Figure(figsize=(10, 5), layout="constrained")
     load(evidence.slug).plot(evidence, figure)
@@ -222,7 +245,7 @@ _COLUMNS = ("quantity", "unit", "baseline", "ours", "spread", "paper", "better",
 
 
 def show(evidence: Evidence) -> None:
-    """Print the table (by rich where it is installed), then every "no" and "not-testable-here" with its reason."""
+    """Print the table (by rich where it is installed), then every "no" and "not-testable-here" and why."""
     cells = [_cells(row) for row in evidence.rows]
     title = f"{catalog.find(evidence.slug).title} ({evidence.seconds:.1f} s, seed {evidence.seed})"
     try:
@@ -247,14 +270,24 @@ def show(evidence: Evidence) -> None:
             print(f"{row.holds}{' (must hold)' if row.must_hold else ''}: {row.quantity}: {row.note}")
     must = [row for row in evidence.rows if row.must_hold]
     held = sum(row.holds == "yes" for row in must)
-    print(f"{sum(row.holds == 'yes' for row in evidence.rows)} of {len(evidence.rows)} claims hold here; "
-          f"{held} of the {len(must)} that must.")  # fmt: skip
+    print(
+        f"{sum(row.holds == 'yes' for row in evidence.rows)} of {len(evidence.rows)} claims hold here; "
+        f"{held} of the {len(must)} that must."
+    )
 
 
 def _cells(row: Row) -> list[str]:
     spread = "" if row.spread is None else f"{_number(row.spread[0])} .. {_number(row.spread[1])}"
-    return [row.quantity, row.unit, _number(row.baseline), _number(row.ours), spread, _number(row.paper), row.better,
-            f"{row.holds}{' *' if row.must_hold else ''}"]  # fmt: skip
+    return [
+        row.quantity,
+        row.unit,
+        _number(row.baseline),
+        _number(row.ours),
+        spread,
+        _number(row.paper),
+        row.better,
+        f"{row.holds}{' *' if row.must_hold else ''}",
+    ]
 
 
 def _number(value: Value) -> str:
