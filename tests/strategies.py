@@ -49,7 +49,7 @@ def floats(draw, dtype=np.float64, min_value=None, max_value=None, nan=False, in
 
 def _rounded_inwards(dtype, bound, inwards):
     nearest = np.dtype(dtype).type(bound)
-    outside = nearest > bound if inwards < 0 else nearest < bound
+    outside = float(nearest) > bound if inwards < 0 else float(nearest) < bound
     return np.nextafter(nearest, nearest.dtype.type(inwards)) if outside else nearest
 
 
