@@ -75,11 +75,10 @@ def tour(
     from mercer import tour
 
     try:
-        report = tour.run(out, quick=quick, chapters=chapter)
-    except (ImportError, ValueError) as error:
+        tour.run(out, quick=quick, chapters=chapter)
+    except (ImportError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    print(report.resolve())
 
 
 def versions() -> None:
