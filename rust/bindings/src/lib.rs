@@ -1,12 +1,18 @@
 //! `mercer._core`: checks arguments, releases the GIL, polls for Ctrl-C, calls `mercer-core`. No arithmetic.
 #![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
 
+mod interrupt;
+mod special;
+
 use pyo3::prelude::*;
 
 #[pymodule(gil_used = false)]
 mod _core {
     use pyo3::exceptions::PyKeyError;
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::special::bessel;
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
     const CUDA_SOURCES: &[(&str, &str)] = &[];
@@ -25,6 +31,12 @@ mod _core {
     #[pyfunction]
     fn num_threads() -> usize {
         mercer_core::pool::threads(None)
+    }
+
+    /// The vector instructions in use: "avx512", "avx2" or "scalar".
+    #[pyfunction]
+    fn simd_level() -> &'static str {
+        mercer_core::lanes::level()
     }
 
     #[pymodule_init]
