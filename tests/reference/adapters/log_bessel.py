@@ -83,7 +83,7 @@ def vmf(case: Case, arrays: Arrays) -> Iterator[Check]:
     fitted = [_on_first_axis(VonMisesFisher, dim, k) for dim, k in zip(d, kappa, strict=True)]
     true = arrays["log_norm_const"]
     scale = np.maximum(1.0, np.abs(true))
-    # The reference took it at the unrounded kappa: half an ulp of kappa, times A(kappa) = r, comes on top.
+    # True at the unrounded kappa, of which the table keeps float64: d log C / d kappa = -A = -r.
     bar = 1e-13 * scale + HALF_ULP * kappa * r
     got = [p.log_norm_const() for p in fitted]
     yield worst("log_norm_const", got, true, bar, "1e-13 max(1,|t|) + half an ulp of kappa")
