@@ -1,12 +1,18 @@
 //! `mercer._core`: checks arguments, releases the GIL, polls for Ctrl-C, calls `mercer-core`. No arithmetic.
 #![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
 
+mod directional;
+mod interrupt;
+
 use pyo3::prelude::*;
 
 #[pymodule(gil_used = false)]
 mod _core {
     use pyo3::exceptions::PyKeyError;
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
     const CUDA_SOURCES: &[(&str, &str)] = &[];

@@ -1,5 +1,7 @@
 //! The numerics of mercer. One folder a subject; nothing here knows of Python.
 
 pub mod cancel;
+pub mod directional;
 pub mod pool;
+pub mod rng;
 pub mod special;
