@@ -61,7 +61,8 @@ def threads(name: str, value: Any) -> int | None:
 
 
 def random_seed(value: Any) -> int:
-    """64 bits from what users pass as `random_state`: None, an int, a Generator, a RandomState, a SeedSequence.
+    """64 bits from what users pass as `random_state`: None, an int, a Generator, a RandomState, a
+    SeedSequence.
 
     None asks the operating system; generators are advanced; the same int gives the same bits for ever.
     """
@@ -74,14 +75,18 @@ def random_seed(value: Any) -> int:
     if isinstance(value, np.random.SeedSequence):
         return int(value.generate_state(1, np.uint64)[0])
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"random_state must be None, an int or a numpy Generator or RandomState, got {value!r}")
+        raise TypeError(
+            f"random_state must be None, an int or a numpy Generator or RandomState, got {value!r}"
+        )
     return integer("random_state", value, 0, high=2**64 - 1)
 
 
 def real_array(name: str, value: Any) -> np.ndarray:
     """`value` as an array of float32 or float64, without a copy where it is one; NaN and infinity pass."""
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
-        raise TypeError(f"{name} must be dense, got the sparse {type(value).__name__}; call its .toarray() first")
+        raise TypeError(
+            f"{name} must be dense, got the sparse {type(value).__name__}; call its .toarray() first"
+        )
     array = np.asarray(value)
     if array.dtype in (np.float32, np.float64) and array.dtype.isnative:
         return array
@@ -103,7 +108,9 @@ def matrix(name: str, value: Any, *, columns: int | None = None) -> np.ndarray:
     array = real_array(name, value)
     if array.ndim != 2:
         hint = " Reshape your data: one row a point" if array.ndim < 2 else ""
-        raise ValueError(f"{name} must be a 2-D array (n, d), got {array.ndim}-D of shape {array.shape}.{hint}")
+        raise ValueError(
+            f"{name} must be a 2-D array (n, d), got {array.ndim}-D of shape {array.shape}.{hint}"
+        )
     if array.shape[1] == 0:
         raise ValueError(f"{name} has 0 feature(s) (shape={array.shape}) while a minimum of 2 is required.")
     if columns is not None and array.shape[1] != columns:

@@ -1,7 +1,8 @@
 """The base of the estimators: scikit-learn's conventions without importing scikit-learn.
 
-A constructor stores its arguments and does nothing else, so that `get_params`, `set_params`, `clone`, pipelines and
-grid searches work. `__sklearn_tags__` is the one method that needs scikit-learn, and only scikit-learn calls it.
+A constructor stores its arguments and does nothing else, so that `get_params`, `set_params`, `clone`,
+pipelines and grid searches work. `__sklearn_tags__` is the one method that needs scikit-learn, and only
+scikit-learn calls it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class ConvergenceWarning(UserWarning):
 
 
 def _as_scikit_learn_knows_it(cls: type) -> type:
-    """scikit-learn's class of the same name where scikit-learn is loaded, so that its users can catch theirs."""
+    """scikit-learn's class of that name where scikit-learn is loaded, so that its users can catch theirs."""
     return getattr(sys.modules.get("sklearn.exceptions"), cls.__name__, cls)
 
 
@@ -56,7 +57,8 @@ class Estimator:
             if name not in known:
                 allowed = ", ".join(sorted(known))
                 raise ValueError(
-                    f"Invalid parameter {name!r} for estimator {type(self).__name__}. Valid parameters are: {allowed}"
+                    f"Invalid parameter {name!r} for estimator {type(self).__name__}. "
+                    f"Valid parameters are: {allowed}"
                 )
         for name, value in params.items():
             setattr(self, name, value)
@@ -90,7 +92,9 @@ class Estimator:
         """Refuse data whose columns are not those of the fit."""
         name = type(self).__name__
         if columns != self.n_features_in_:
-            raise ValueError(f"X has {columns} features, but {name} is expecting {self.n_features_in_} features as input")
+            raise ValueError(
+                f"X has {columns} features, but {name} is expecting {self.n_features_in_} features as input"
+            )
         given, fitted = column_names(X), getattr(self, "feature_names_in_", None)
         if given is None and fitted is not None and hasattr(X, "shape"):
             warnings.warn(

@@ -1,8 +1,8 @@
 """The concentration of a von Mises–Fisher law from the mean resultant length, and back.
 
-In d dimensions A_d(kappa) = I_{d/2}(kappa) / I_{d/2-1}(kappa) is the length of the mean of unit vectors; the maximum
-likelihood estimate solves A_d(kappa) = r_bar. Everything goes through :mod:`mercer.special`, so no dimension and no
-concentration leaves float64.
+In d dimensions A_d(kappa) = I_{d/2}(kappa) / I_{d/2-1}(kappa) is the length of the mean of unit vectors; the
+maximum likelihood estimate solves A_d(kappa) = r_bar. Everything goes through :mod:`mercer.special`, so no
+dimension and no concentration leaves float64.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def kappa_sra(r_bar: Any, d: Any, steps: int = 2) -> Any:
 def kappa_tanabe(r_bar: Any, d: Any, steps: int = 1) -> Any:
     """Fixed-point approximation between two bounds (Tanabe et al. 2007, eq. 13).
 
-    Phi(k) = r k / A_d(k) is taken at the bounds k_l = r (d-2) / (1-r²) and k_u = r d / (1-r²), and the line through
-    the two points is met with the diagonal; further `steps` apply Phi. Same result and errors as :func:`kappa_mle`.
+    Phi(k) = r k / A_d(k) is taken at the bounds k_l = r (d-2) / (1-r²) and k_u = r d / (1-r²), and the line
+    through the two points is met with the diagonal; further `steps` apply Phi. Same result and errors as
+    :func:`kappa_mle`.
 
     Example:
         >>> from mercer.density import kappa_tanabe

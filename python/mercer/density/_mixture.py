@@ -1,8 +1,8 @@
 """Mixtures of von Mises–Fisher distributions by expectation maximisation.
 
-p(x) = sum_k w_k C_d(kappa_k) exp(kappa_k mu_k·x), |x| = 1 (Banerjee, Dhillon, Ghosh, Sra 2005, section 3). The
-expectation step reads each row once; the maximisation step is exact. For clusters on a sphere of up to 32768
-dimensions; when only hard clusters matter and they are equally tight, spherical k-means is cheaper.
+p(x) = sum_k w_k C_d(kappa_k) exp(kappa_k mu_k·x), |x| = 1 (Banerjee, Dhillon, Ghosh, Sra 2005, section 3).
+The expectation step reads each row once; the maximisation step is exact. For clusters on a sphere of up to
+32768 dimensions; when only hard clusters matter and they are equally tight, spherical k-means is cheaper.
 """
 
 from __future__ import annotations
@@ -62,20 +62,22 @@ class VonMisesFisherMixture(Estimator):
         tol: Stop when the mean log-likelihood of a row rises by less.
         max_iter: Most iterations of one start.
         n_init: Starts; the one of highest likelihood is kept.
-        init: "k-means++" (spherical k-means from k-means++ seeds, on a sample of at most 2^23 entries), "random"
-            (random rows), or an array (K, d) of unit directions.
+        init: "k-means++" (spherical k-means from k-means++ seeds, on a sample of at most 2^23 entries),
+            "random" (random rows), or an array (K, d) of unit directions.
         tied: One concentration for all components.
-        bias_correction: Correct each component's mean resultant length for its effective size, R² -> (n R² - 1) /
-            (n - 1): for small clusters or large d. The likelihood may then fall slightly between iterations.
-        max_concentration: Upper limit on a concentration, which keeps a component that holds one point (or copies of
-            it) from an infinite likelihood.
+        bias_correction: Correct each component's mean resultant length for its effective size, R² -> (n R² -
+            1) / (n - 1): for small clusters or large d. The likelihood may then fall slightly between
+            iterations.
+        max_concentration: Upper limit on a concentration, which keeps a component that holds one point (or
+            copies of it) from an infinite likelihood.
         normalize: Scale rows to unit length; without it rows not of length 1 to 1e-5 are refused.
         warm_start: Start the next `fit` from the last one's result.
-        random_state: None, an int, a numpy Generator or RandomState. The same int gives the same bits for any n_jobs.
+        random_state: None, an int, a numpy Generator or RandomState. The same int gives the same bits for
+            any n_jobs.
         n_jobs: Threads; None means MERCER_NUM_THREADS or every core.
         verbose: 1 reports to stderr at most every two seconds, 2 every iteration.
-        callback: Called as callback(start, iteration, mean log-likelihood) after every iteration; returning True
-            ends the fit with the best so far.
+        callback: Called as callback(start, iteration, mean log-likelihood) after every iteration; returning
+            True ends the fit with the best so far.
 
     Attributes:
         weights_: (K,).
@@ -87,10 +89,10 @@ class VonMisesFisherMixture(Estimator):
         lower_bounds_: The same after every iteration of the kept start.
         n_features_in_, feature_names_in_: As for every estimator.
 
-    float32 rows are multiplied in float32 (in float64 while a concentration exceeds 1e4) and summed in float64. A
-    component that holds less than a tenth of a row is moved to the row of the sample that is explained worst, at most
-    K times a start. Ctrl-C ends `fit` within a second: the best parameters so far are kept, `converged_` is False and
-    a warning says so.
+    float32 rows are multiplied in float32 (in float64 while a concentration exceeds 1e4) and summed in
+    float64. A component that holds less than a tenth of a row is moved to the row of the sample that is
+    explained worst, at most K times a start. Ctrl-C ends `fit` within a second: the best parameters so far
+    are kept, `converged_` is False and a warning says so.
 
     Cost: an iteration is one pass, O(n d K) time; 64 MiB, the sample, and 16 K d numbers beside the data.
 
@@ -144,29 +146,34 @@ class VonMisesFisherMixture(Estimator):
         """Expectation maximisation from `n_init` starts.
 
         Args:
-            X: Rows (n, d) on the sphere: an array (memory-mapped ones are read in place, by blocks), a list of 2-D
-                chunks, or a callable that returns a fresh iterator of 2-D chunks, which is called once a pass.
+            X: Rows (n, d) on the sphere: an array (memory-mapped ones are read in place, by blocks), a list
+                of 2-D chunks, or a callable that returns a fresh iterator of 2-D chunks (called once a
+                pass).
             y: Ignored.
 
         Raises:
-            ValueError, TypeError: bad arguments, n_components > n, rows that are not on the sphere. The estimator is
-                left as it was.
+            ValueError, TypeError: bad arguments, n_components > n, rows that are not on the sphere. The
+                estimator is left as it was.
         """
         self._fit(X)
         return self
 
     def _fit(self, X: Any) -> Rows:
         self._check_arguments()
-        rows = Rows(X, repeated=True)
+        rows = Rows(X, repeated=True).at_least(1)
         k = self.n_components
         seed = _checks.random_seed(self.random_state)
         sample = self._sample(rows, seed)
         if rows.count < k:
-            raise ValueError(f"n_components must be at most the number of rows n_samples = {rows.count}, got {k}")
+            raise ValueError(
+                f"n_components must be at most the number of rows n_samples = {rows.count}, got {k}"
+            )
         warm = self.warm_start and hasattr(self, "weights_")
         if warm and self.means_.shape != (k, rows.columns):
-            raise ValueError(f"X must have {self.means_.shape[1]} columns and n_components be {len(self.means_)} "
-                             f"for a warm start, got {rows.columns} and {k}")  # fmt: skip
+            raise ValueError(
+                f"X and n_components must give means of shape {self.means_.shape} for a warm start, "
+                f"got {(k, rows.columns)}"
+            )
         given = None if isinstance(self.init, str) else self._given_directions(rows.columns)
         starts = 1 if warm or given is not None else self.n_init
         best: Run | None = None
@@ -202,7 +209,9 @@ class VonMisesFisherMixture(Estimator):
 
     # One start
 
-    def _cold(self, rows: Rows, sample: np.ndarray, given: np.ndarray | None, rng: np.random.Generator) -> Parameters:
+    def _cold(
+        self, rows: Rows, sample: np.ndarray, given: np.ndarray | None, rng: np.random.Generator
+    ) -> Parameters:
         k, threads = self.n_components, self._threads()
         directions = given if given is not None else seed_directions(sample, k, self.init, rng, threads)
         # One concentration for the first step, however many rows each seed drew: a cluster of one row has an
@@ -214,7 +223,7 @@ class VonMisesFisherMixture(Estimator):
         return Parameters(self.weights_.copy(), self.means_.copy(), self.concentrations_.copy())
 
     def _climb(self, run: Run, rows: Rows, sample: np.ndarray, report: Any) -> bool:
-        """Iterate to convergence; `run` always holds evaluated parameters. True where the callback ended it."""
+        """Iterate; `run` always holds parameters that were evaluated. True where the callback ended it."""
         sums = self._expect(rows, run.parameters)
         run.lower_bounds.append(sums.log_likelihood / rows.count)
         moves = self.n_components
@@ -241,8 +250,8 @@ class VonMisesFisherMixture(Estimator):
         log_scales = parameters.log_scales()
         for first, block in rows.blocks():
             log_likelihood, size, squared, resultants = _core.vmf_expectation(
-                block, parameters.directions, parameters.concentrations, log_scales, self.normalize, hard=hard,
-                sums=True, first_row=first, threads=self._threads(),
+                block, parameters.directions, parameters.concentrations, log_scales, self.normalize,
+                hard=hard, sums=True, first_row=first, threads=self._threads(),
             )  # fmt: skip
             total.log_likelihood += log_likelihood
             total.size += size
@@ -343,12 +352,14 @@ class VonMisesFisherMixture(Estimator):
         rows = Rows(X, repeated=False)
         self._check_columns(X, rows.columns)
         k, log_scales = len(parameters.weights), parameters.log_scales()
-        parts = [np.empty((0, k) if what == "responsibilities" else 0, np.int64 if what == "labels" else float)]
+        parts = [
+            np.empty((0, k) if what == "responsibilities" else 0, np.int64 if what == "labels" else float)
+        ]
         for first, block in rows.blocks():
             out = np.empty((len(block), *parts[0].shape[1:]), parts[0].dtype)
             _core.vmf_expectation(
-                block, parameters.directions, parameters.concentrations, log_scales, normalize, first_row=first,
-                threads=self._threads(), **{what: out},
+                block, parameters.directions, parameters.concentrations, log_scales, normalize,
+                first_row=first, threads=self._threads(), **{what: out},
             )  # fmt: skip
             parts.append(out)
         return np.concatenate(parts)
@@ -399,7 +410,9 @@ class VonMisesFisherMixture(Estimator):
         lengths = np.linalg.norm(directions, axis=1)
         if not np.all(np.abs(lengths - 1) <= 1e-5):
             bad = int(np.argmax(~(np.abs(lengths - 1) <= 1e-5)))
-            raise ValueError(f"init must have rows of length 1 (to 1e-5), row {bad} has length {lengths[bad]}")
+            raise ValueError(
+                f"init must have rows of length 1 (to 1e-5), row {bad} has length {lengths[bad]}"
+            )
         return directions / lengths[:, None]
 
 

@@ -59,8 +59,8 @@ class SphereMoments:
         """Add the rows of a C-contiguous float32 or float64 block (n, d); float64 sums, O(n d) time.
 
         Raises:
-            ValueError: A row is not finite, is zero or (unless `normalize`) is not of unit length; rows are numbered
-                from `first_row`. Nothing is added then.
+            ValueError: A row is not finite, is zero or (unless `normalize`) is not of unit length; rows are
+                numbered from `first_row`. Nothing is added then.
         """
         if not len(block):
             return
@@ -115,7 +115,9 @@ class SphereMoments:
             raise ValueError(f"data must be at least {_HEADER.size} bytes, got {len(data)}")
         magic, version, d, count, weight, squared, spread = _HEADER.unpack_from(data)
         if magic != _MAGIC or version != _VERSION:
-            raise ValueError(f"data must start with {_MAGIC!r} and version {_VERSION}, got {magic!r}, {version}")
+            raise ValueError(
+                f"data must start with {_MAGIC!r} and version {_VERSION}, got {magic!r}, {version}"
+            )
         if len(data) != _HEADER.size + 16 * d:
             raise ValueError(f"data must be {_HEADER.size + 16 * d} bytes for d = {d}, got {len(data)}")
         pivot, shift = np.frombuffer(data, "<f8", offset=_HEADER.size).astype(np.float64).reshape(2, d)
@@ -124,7 +126,12 @@ class SphereMoments:
         if not np.isfinite(numbers).all() or min(weight, squared, spread) < 0 or off_sphere:
             raise ValueError("data must hold finite sums about a unit vector")
         moments = cls()
-        moments.count, moments.weight, moments.weight_squared, moments._spread = count, weight, squared, spread
+        moments.count, moments.weight, moments.weight_squared, moments._spread = (
+            count,
+            weight,
+            squared,
+            spread,
+        )
         moments._pivot, moments._shift = pivot, shift
         return moments
 

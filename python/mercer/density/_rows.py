@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -12,15 +12,17 @@ from mercer._estimator import column_names
 
 __all__ = ["Rows"]
 
-# What one pass hands to the extension at a time: enough rows to keep every thread busy, small beside any memory.
+# What one pass hands to the extension at a time: enough rows to keep every thread busy, small beside any
+# memory.
 BLOCK_BYTES = 1 << 26
 
 
 class Rows:
     """An (n, d) array of rows, read in blocks.
 
-    `X` is anything `numpy.asarray` takes (arrays and memory maps are read in place), a callable that returns a
-    fresh iterator of 2-D chunks, a list of 2-D chunks, or an iterator of 2-D chunks, which can be read once only.
+    `X` is anything `numpy.asarray` takes (arrays and memory maps are read in place), a callable that gives a
+    fresh iterator of 2-D chunks, a list of 2-D chunks, or an iterator of 2-D chunks, which can be read once
+    only.
 
     Attributes:
         columns: d.
@@ -28,7 +30,7 @@ class Rows:
         names: column names, or None.
     """
 
-    def __init__(self, X: Any, *, repeated: bool, minimum: int = 1) -> None:
+    def __init__(self, X: Any, *, repeated: bool) -> None:
         self.names = column_names(X)
         self._chunks: Callable[[], Iterable[Any]] | None = None
         self._array: np.ndarray | None = None
@@ -37,8 +39,8 @@ class Rows:
         elif isinstance(X, Iterator):
             if repeated:
                 raise TypeError(
-                    f"X must be an array or a callable that starts the stream anew, got the {type(X).__name__} "
-                    "that can be read once only"
+                    "X must be an array or a callable that starts the stream anew, "
+                    f"got the {type(X).__name__} that can be read once only"
                 )
             self._first, self._rest = next(X, None), X
             self._chunks = self._once
@@ -53,16 +55,20 @@ class Rows:
             if first is None:
                 raise ValueError("X must hold at least one chunk of rows, got an empty stream")
             self.count, self.columns = None, _checks.matrix("X", first).shape[1]
+
+    def at_least(self, minimum: int) -> Self:
+        """Refuse data that no fit can use: d < 2, or fewer than `minimum` rows (where n is known)."""
+        shape = (self.count, self.columns)
         if self.columns < 2:
             raise ValueError(
-                f"X must have at least 2 columns, got {self.columns} feature(s): the sphere needs d >= 2 "
-                f"(shape={self._array.shape if self._array is not None else (None, self.columns)}; "
-                "a minimum of 2 is required)"
+                f"X must have at least 2 columns (the sphere needs d >= 2), got {self.columns} feature(s) "
+                f"(shape={shape}) while a minimum of 2 is required."
             )
         if self.count is not None and self.count < minimum:
             raise ValueError(
-                f"X has {self.count} sample(s) (shape={self._array.shape}) while a minimum of {minimum} is required."
+                f"X has {self.count} sample(s) (shape={shape}) while a minimum of {minimum} is required."
             )
+        return self
 
     def _once(self) -> Iterator[Any]:
         yield self._first

@@ -23,9 +23,14 @@ def take_sample(rows: Rows, least: int, normalize: bool, rng: np.random.Generato
     size = max(least, SAMPLE_ENTRIES // rows.columns)
     if rows.array is not None:
         n = len(rows.array)
-        picked = rows.array if n <= size else rows.array[np.sort(rng.choice(n, size, replace=False, shuffle=False))]
+        picked = (
+            rows.array
+            if n <= size
+            else rows.array[np.sort(rng.choice(n, size, replace=False, shuffle=False))]
+        )
         return _unit(np.ascontiguousarray(picked), normalize)
-    # Reservoir sampling (Li 1994's algorithm R, by blocks): row i replaces a kept one with probability size / (i+1).
+    # Reservoir sampling (Li 1994's algorithm R, by blocks): row i replaces a kept one with probability size
+    # / (i+1).
     kept: list[np.ndarray] = []
     sample = np.empty((0, rows.columns))
     for first, block in rows.blocks():
@@ -96,8 +101,8 @@ def _spherical_kmeans(
     cosine, labels, before = np.empty(len(sample)), np.empty(len(sample), np.int64), None
     for _ in range(max_iter):
         _, size, _, sums = _core.vmf_expectation(
-            sample, directions, np.ones(k), np.ones(k), False, hard=True, sums=True, log_prob=cosine, labels=labels,
-            threads=threads,
+            sample, directions, np.ones(k), np.ones(k), False, hard=True, sums=True, log_prob=cosine,
+            labels=labels, threads=threads,
         )  # fmt: skip
         if before is not None and np.array_equal(labels, before):
             break

@@ -1,12 +1,13 @@
 """The von Mises–Fisher distribution on the unit sphere of R^d.
 
-f(x) = C_d(kappa) exp(kappa mu·x) for |x| = 1, with log C_d = (d/2-1) log kappa - (d/2) log 2 pi - log I_{d/2-1}(kappa)
-(Mardia and Jupp 2000, section 9.3.2). The normal distribution of directions: embeddings, orientations, wind. When the
-data are not on a sphere, or lie on axes (x and -x the same), use something else.
+f(x) = C_d(kappa) exp(kappa mu·x) for |x| = 1, with log C_d = (d/2-1) log kappa - (d/2) log 2 pi - log
+I_{d/2-1}(kappa) (Mardia and Jupp 2000, section 9.3.2). The normal distribution of directions: embeddings,
+orientations, wind. When the data are not on a sphere, or lie on axes (x and -x the same), use something else.
 """
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, Self
 
 import numpy as np
@@ -27,23 +28,26 @@ class VonMisesFisher(Estimator):
         dim: d >= 2. Taken from `mean_direction` or from the data where it is None.
         mean_direction: Unit vector mu (d,). It may be left out where only the concentration matters.
         concentration: kappa, finite and >= 0; 0 is the uniform distribution.
-        bias_correction: Fit with R² replaced by (n R² - 1) / (n - 1), clamped at 0: what to ask for when n is small
-            or d is large, where the plain estimate is too large. (With weights, n is (sum w)² / sum w².)
-        normalize: Scale rows to unit length. Without it, rows that are not of length 1 to 1e-5 are refused; those
-            that are count as the points of the sphere they stand for.
-        random_state: Source of `sample` where that is given none: None, an int, a numpy Generator or RandomState.
+        bias_correction: Fit with R² replaced by (n R² - 1) / (n - 1), clamped at 0: what to ask for when n
+            is small or d is large, where the plain estimate is too large. (With weights, n is (sum w)² / sum
+            w².)
+        normalize: Scale rows to unit length. Without it, rows that are not of length 1 to 1e-5 are refused;
+            those that are count as the points of the sphere they stand for.
+        random_state: Source of `sample` where that is given none: None, an int, a numpy Generator or
+            RandomState.
         n_jobs: Threads; None means MERCER_NUM_THREADS or every core. Results do not depend on it.
 
     Attributes:
         mean_direction_: Fitted mu, float64 (d,).
         concentration_: Fitted kappa.
-        mean_resultant_length_: R, the length of the mean of the rows (after the correction where it is asked for).
+        mean_resultant_length_: R, the length of the mean of the rows (after the correction where it is asked
+            for).
         moments_: The sufficient statistics, a :class:`SphereMoments`.
         n_features_in_: d.
         feature_names_in_: Column names, where the data had them.
 
-    A fitted attribute goes before the constructor's argument. With both `mean_direction` and `concentration` given,
-    the arguments are checked at once; else when they are used.
+    A fitted attribute goes before the constructor's argument. With both `mean_direction` and `concentration`
+    given, the arguments are checked at once; else when they are used.
 
     Cost: one pass over the data, O(n d) time, 64 MiB beside it whatever n.
 
@@ -79,7 +83,8 @@ class VonMisesFisher(Estimator):
         self.normalize = normalize
         self.random_state = random_state
         self.n_jobs = n_jobs
-        if mean_direction is not None and concentration is not None:
+        # scikit-learn wants constructors to take anything; what looks like a distribution is checked at once.
+        if isinstance(concentration, numbers.Real) and np.ndim(mean_direction) == 1:
             self._given()
 
     # Fitting
@@ -94,8 +99,9 @@ class VonMisesFisher(Estimator):
             sample_weight: (n,) finite weights >= 0, for arrays only.
 
         Raises:
-            ValueError: rows that are not finite, zero or not of unit length, d < 2, or rows that all point one way
-                (R = 1), for which the concentration would be infinite. The estimator is left as it was.
+            ValueError: rows that are not finite, zero or not of unit length, d < 2, or rows that all point
+                one way (R = 1), for which the concentration would be infinite. The estimator is left as it
+                was.
         """
         moments = SphereMoments()
         rows = self._read(X, sample_weight, moments)
@@ -109,8 +115,8 @@ class VonMisesFisher(Estimator):
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Add rows to those seen since the last `fit` (or from the start) and estimate anew.
 
-        While all rows seen point one way the concentration is infinite and the estimator counts as not fitted.
-        Arguments and errors as in :meth:`fit`.
+        While all rows seen point one way the concentration is infinite and the estimator counts as not
+        fitted. Arguments and errors as in :meth:`fit`.
         """
         known = getattr(self, "moments_", None)
         moments = known.copy() if known is not None else SphereMoments()
@@ -128,9 +134,11 @@ class VonMisesFisher(Estimator):
         normalize, threads = self._options()
         _checks.flag("bias_correction", self.bias_correction)
         rows = Rows(X, repeated=False)
-        for name, d in (("dim", self.dim), ("the rows seen before", moments.dim or None)):
-            if d is not None and rows.columns != d:
-                raise ValueError(f"X must have {d} columns ({name}), got {rows.columns}")
+        if moments.dim:
+            self._check_columns(X, rows.columns)
+        rows.at_least(1)
+        if self.dim not in (None, rows.columns):
+            raise ValueError(f"X must have dim = {self.dim} columns, got {rows.columns}")
         weights = None
         if sample_weight is not None:
             if rows.count is None:
@@ -157,7 +165,8 @@ class VonMisesFisher(Estimator):
             r, deficit = float(conc.corrected_length(r, n)), 0.0
         exact = {"complement": np.float64(deficit)} if 0 < deficit < 0.5 else {}
         order = np.float64(moments.dim / 2 - 1)
-        self.concentration_ = float(conc.special.iv_ratio_inverse(order, np.float64(min(r, ALMOST_1)), **exact))
+        kappa = conc.special.iv_ratio_inverse(order, np.float64(min(r, ALMOST_1)), **exact)
+        self.concentration_ = float(kappa)
         self.mean_direction_, self.mean_resultant_length_ = direction, r
         return self
 
@@ -187,13 +196,16 @@ class VonMisesFisher(Estimator):
         """Mean log density of the rows."""
         return float(np.mean(self.log_prob(X)))
 
-    def sample(self, n: int = 1, random_state: Any = None, *, dtype: Any = np.float64, out: Any = None) -> np.ndarray:
+    def sample(
+        self, n: int = 1, random_state: Any = None, *, dtype: Any = np.float64, out: Any = None
+    ) -> np.ndarray:
         """Draw rows, exactly (Ulrich 1984, Wood 1994: rejection, then a reflection onto mu).
 
         Args:
             n: Number of rows.
-            random_state: None (the estimator's, or the operating system's), an int, a Generator or RandomState.
-                Row i of a seed is the same bits whatever n, the dtype's rounding and the number of threads.
+            random_state: None (the estimator's, or the operating system's), an int, a Generator or
+                RandomState. Row i of a seed is the same bits whatever n, the dtype's rounding and the number
+                of threads.
             dtype: float32 or float64.
             out: C-contiguous array (n, d) to fill instead, for instance a memory map.
 
@@ -202,7 +214,7 @@ class VonMisesFisher(Estimator):
 
         Cost: about 5 ns an entry on one core.
         """
-        d, kappa, mu = self._law()
+        _, kappa, mu = self._law()
         n = _checks.integer("n", n, 0)
         if mu is None:
             raise_not_fitted(self, "mean_direction is not known; give one or call fit")
@@ -240,10 +252,13 @@ class VonMisesFisher(Estimator):
         if d != d_other:
             raise ValueError(f"other must have dimension {d}, got {d_other}")
         if kappa * kappa_other > 0 and (mu is None or mu_other is None):
-            raise_not_fitted(self if mu is None else other, "mean_direction is not known; give one or call fit")
+            unknown = self if mu is None else other
+            raise_not_fitted(unknown, "mean_direction is not known; give one or call fit")
         a = float(conc.mean_resultant_length(d, kappa))
         deficit = float(conc.mean_resultant_deficit(d, kappa)) if kappa > 0 else 1.0
-        apart = 0.0 if mu is None or mu_other is None else 0.5 * float(np.sum((mu - mu_other) ** 2))  # 1 - cos
+        apart = 0.0  # 1 - cos of the angle between the means
+        if mu is not None and mu_other is not None:
+            apart = 0.5 * float(np.sum((mu - mu_other) ** 2))
         scales = conc.log_norm_const_scaled(d, kappa) - conc.log_norm_const_scaled(d, kappa_other)
         return max(float(scales + (kappa_other - kappa) * deficit + kappa_other * a * apart), 0.0)
 
@@ -311,9 +326,11 @@ def draw(
     if out is None:
         out = np.empty((n, len(mu)), dtype)
     elif not isinstance(out, np.ndarray) or out.dtype not in (np.float32, np.float64):
-        raise TypeError(f"out must be a float32 or float64 array, got {getattr(out, 'dtype', type(out).__name__)}")
+        raise TypeError(f"out must be a float32 or float64 array, got {type(out).__name__}")
     elif out.shape != (n, len(mu)) or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(f"out must be a writeable C-contiguous array of shape {(n, len(mu))}, got {out.shape}")
+        raise ValueError(
+            f"out must be a writeable C-contiguous array of shape {(n, len(mu))}, got {out.shape}"
+        )
     step = max(1, BLOCK_BYTES // (out.itemsize * len(mu)))
     seed, stream, first = key
     for at in range(0, n, step):
