@@ -6,23 +6,37 @@ Subpackages load on first use, so that ``import mercer`` costs a numpy user noth
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mercer._core import __version__
 
 if TYPE_CHECKING:
-    from mercer import density, nn, special
+    from mercer import catalog, density, nn, reproduce, special
+    from mercer._backend import backend
+    from mercer._versions import show_versions
 
 _SUBPACKAGES = frozenset({"catalog", "density", "nn", "reproduce", "special"})
+_FUNCTIONS = {"backend": "mercer._backend", "show_versions": "mercer._versions"}
 
-__all__ = ["__version__", "density", "nn", "special"]
+__all__ = [
+    "__version__",
+    "backend",
+    "catalog",
+    "density",
+    "nn",
+    "reproduce",
+    "show_versions",
+    "special",
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f"mercer.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'mercer' has no attribute {name!r}")
 
 
-def __dir__():
-    return sorted({*globals(), *_SUBPACKAGES} - {"_SUBPACKAGES", "importlib", "annotations"})
+def __dir__() -> list[str]:
+    return sorted({name for name in globals() if name.startswith("__")} | set(__all__))
