@@ -35,7 +35,7 @@ def raise_not_fitted(estimator: object, hint: str) -> None:
 
 
 def warn_convergence(message: str) -> None:
-    warnings.warn(message, _as_scikit_learn_knows_it(ConvergenceWarning), stacklevel=3)
+    warnings.warn(message, _as_scikit_learn_knows_it(ConvergenceWarning), stacklevel=4)
 
 
 class Estimator:

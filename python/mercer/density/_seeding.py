@@ -39,10 +39,10 @@ def take_sample(rows: Rows, least: int, normalize: bool, rng: np.random.Generato
         if room:
             kept.append(block[:room].copy())
             sample = np.concatenate(kept) if first + len(block) >= size else sample
-        for i in range(min(room, len(block)), len(block)):
-            at = int(rng.integers(0, first + i + 1))
-            if at < size:
-                sample[at] = block[i]
+        later = np.arange(min(room, len(block)), len(block))
+        at = rng.integers(0, first + later + 1)
+        for i in np.flatnonzero(at < size):
+            sample[at[i]] = block[later[i]]
     if rows.count is not None and rows.count <= size and kept:
         sample = np.concatenate(kept)
     return _unit(np.ascontiguousarray(sample), normalize) if len(sample) else sample
