@@ -1,0 +1,41 @@
+"""Puts the evidence that `mercer reproduce` wrote to docs/evidence into the evidence page, at build time."""
+
+import json
+from pathlib import Path
+
+EVIDENCE = Path(__file__).parent / "evidence"
+
+
+def on_page_markdown(markdown, page, config, files):
+    if page.file.src_path != "evidence.md":
+        return markdown
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(EVIDENCE.glob("*.json"))]
+    sections = "\n\n".join(map(_section, found)) or "None recorded yet."
+    return markdown.replace("<!-- evidence -->", sections)
+
+
+def _section(evidence):
+    slug, rows = evidence["slug"], evidence["rows"]
+    lines = [
+        f"## {slug}",
+        "",
+        "| claim | unit | baseline | mercer | paper | better | holds here |",
+        "|" + " --- |" * 7,
+    ]
+    for row in rows:
+        cells = [row["quantity"], row["unit"], *(_number(row[key]) for key in ("baseline", "ours", "paper"))]
+        holds = row["holds"] + (f": {row['note']}" if row["holds"] != "yes" else "")
+        lines.append("| " + " | ".join(_cell(cell) for cell in (*cells, row["better"], holds)) + " |")
+    if (EVIDENCE / f"{slug}.png").exists():
+        lines += ["", f"![What {slug} measured](evidence/{slug}.png)"]
+    versions = ", ".join(f"{name} {version}" for name, version in evidence["versions"].items())
+    lines += ["", f"{evidence['seconds']:.0f} s, seed {evidence['seed']}; {versions}."]
+    return "\n".join(lines)
+
+
+def _number(value):
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text):
+    return text.replace("|", "\\|").replace("\n", " ")
