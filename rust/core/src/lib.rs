@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod directional;
+pub mod lanes;
 pub mod pool;
 pub mod rng;
 pub mod special;

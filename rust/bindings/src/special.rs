@@ -1,0 +1,66 @@
+//! `mercer.special`: arrays of one dtype, each contiguous or of one element.
+
+use crate::interrupt;
+use mercer_core::cancel::{Cancel, Cancelled};
+use mercer_core::special::chunked::{Operand, Real, evaluate};
+use mercer_core::special::{LogI, LogK, OrderDerivativeI, OrderDerivativeK, RatioI, RatioK};
+use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArray1};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+type Run<T> = fn(Operand<'_, T>, Operand<'_, T>, &mut [T], usize, &Cancel) -> Result<(), Cancelled>;
+
+fn by_name<T: Real>(name: &str) -> PyResult<Run<T>> {
+    Ok(match name {
+        "log_iv" => evaluate::<LogI<false>, T>,
+        "log_ive" => evaluate::<LogI<true>, T>,
+        "log_kv" => evaluate::<LogK<false>, T>,
+        "log_kve" => evaluate::<LogK<true>, T>,
+        "iv_ratio" => evaluate::<RatioI<false>, T>,
+        "iv_ratio_complement" => evaluate::<RatioI<true>, T>,
+        "kv_ratio" => evaluate::<RatioK<false>, T>,
+        "log_kv_ratio" => evaluate::<RatioK<true>, T>,
+        "dlog_iv_dv" => evaluate::<OrderDerivativeI, T>,
+        "dlog_kv_dv" => evaluate::<OrderDerivativeK, T>,
+        _ => return Err(PyValueError::new_err(format!("no function {name:?}"))),
+    })
+}
+
+/// `out[:] = name(v, x)`, elementwise; `v` and `x` as long as `out`, or one element.
+#[pyfunction]
+pub fn bessel(
+    py: Python<'_>,
+    name: &str,
+    v: &Bound<'_, PyAny>,
+    x: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+    threads: usize,
+) -> PyResult<()> {
+    if let Ok(out) = out.cast::<PyArray1<f64>>() {
+        return elementwise(py, by_name(name)?, v.extract()?, x.extract()?, out, threads);
+    }
+    let out = out.cast::<PyArray1<f32>>().map_err(|_| PyTypeError::new_err("out must be float32 or float64"))?;
+    elementwise(py, by_name(name)?, v.extract()?, x.extract()?, out, threads)
+}
+
+fn elementwise<T: Real + Element>(
+    py: Python<'_>,
+    run: Run<T>,
+    v: PyReadonlyArray1<'_, T>,
+    x: PyReadonlyArray1<'_, T>,
+    out: &Bound<'_, PyArray1<T>>,
+    threads: usize,
+) -> PyResult<()> {
+    let mut out = out.try_readwrite()?;
+    let out = out.as_slice_mut()?;
+    let (v, x) = (operand(v.as_slice()?, out.len())?, operand(x.as_slice()?, out.len())?);
+    interrupt::run(py, out.len() > 1 << 16, |cancel| run(v, x, out, threads, cancel))
+}
+
+fn operand<T: Real>(values: &[T], len: usize) -> PyResult<Operand<'_, T>> {
+    match values {
+        [value] => Ok(Operand::All(*value)),
+        _ if values.len() == len => Ok(Operand::Each(values)),
+        _ => Err(PyValueError::new_err("v and x must be as long as out")),
+    }
+}

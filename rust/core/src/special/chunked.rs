@@ -1,0 +1,274 @@
+//! From arrays to kernels: classify a chunk, sort it by class, run each class in one loop, put the results back.
+
+use super::Bessel;
+use super::uniform::{Frame, LENGTHS, RADIUS, TERMS};
+use crate::cancel::{Cancel, Cancelled};
+use crate::lanes::{Kernel, Lanes, dispatch};
+use crate::pool;
+use rayon::prelude::*;
+
+/// Points that are classified together: their buffers stay in the first-level cache.
+const CHUNK: usize = 1024;
+/// Points that one task takes. Below two of them everything runs on the caller's thread.
+const TASK: usize = 8 * CHUNK;
+/// Classes 0 to 3 are the ranges below the uniform expansion, 4 to 8 its lengths; this one holds what needs care.
+const CARE: usize = 9;
+/// The widest vector, by which a buffer is longer than a chunk.
+const WIDEST: usize = 8;
+const ROOM: usize = CHUNK + WIDEST;
+
+/// float32 or float64: what arrays hold. All arithmetic is in float64.
+pub trait Real: Copy + Send + Sync {
+    /// Exact.
+    fn widen(self) -> f64;
+    /// Rounded once.
+    fn narrow(value: f64) -> Self;
+}
+
+impl Real for f64 {
+    #[inline(always)]
+    fn widen(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(value: f64) -> Self {
+        value
+    }
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn widen(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn narrow(value: f64) -> Self {
+        value as f32
+    }
+}
+
+/// One of the arguments: an array as long as the result, or one value for all of it.
+#[derive(Clone, Copy)]
+pub enum Operand<'a, T> {
+    /// A value each.
+    Each(&'a [T]),
+    /// The same value.
+    All(T),
+}
+
+impl<T: Real> Operand<'_, T> {
+    fn part(&self, start: usize, len: usize) -> Self {
+        match *self {
+            Self::Each(values) => Self::Each(&values[start..start + len]),
+            Self::All(value) => Self::All(value),
+        }
+    }
+
+    #[inline(always)]
+    fn fill(&self, to: &mut [f64]) {
+        match *self {
+            Self::Each(values) => to.iter_mut().zip(values).for_each(|(to, from)| *to = from.widen()),
+            Self::All(value) => to.fill(value.widen()),
+        }
+    }
+}
+
+/// `out[i] = F(v[i], x[i])`. The result does not depend on `threads`.
+///
+/// # Errors
+/// [`Cancelled`] when the flag went up; `out` is then partly written.
+///
+/// # Panics
+/// When an array is not as long as `out`.
+pub fn evaluate<F: Bessel, T: Real>(
+    v: Operand<'_, T>,
+    x: Operand<'_, T>,
+    out: &mut [T],
+    threads: usize,
+    cancel: &Cancel,
+) -> Result<(), Cancelled> {
+    let part = |index: usize, out: &mut [T]| {
+        cancel.check()?;
+        let (start, len) = (index * TASK, out.len());
+        dispatch(Part::<F, T> { v: v.part(start, len), x: x.part(start, len), out, function: std::marker::PhantomData });
+        Ok(())
+    };
+    if threads == 1 || out.len() < 2 * TASK {
+        return out.chunks_mut(TASK).enumerate().try_for_each(|(i, out)| part(i, out));
+    }
+    pool::install(threads, || out.par_chunks_mut(TASK).enumerate().try_for_each(|(i, out)| part(i, out)))
+}
+
+struct Part<'a, F, T> {
+    v: Operand<'a, T>,
+    x: Operand<'a, T>,
+    out: &'a mut [T],
+    function: std::marker::PhantomData<F>,
+}
+
+impl<F: Bessel, T: Real> Kernel for Part<'_, F, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let mut buffers = Buffers::new();
+        for (i, out) in self.out.chunks_mut(CHUNK).enumerate() {
+            let (start, len) = (i * CHUNK, out.len());
+            self.v.part(start, len).fill(&mut buffers.v[..len]);
+            self.x.part(start, len).fill(&mut buffers.x[..len]);
+            buffers.evaluate::<F, L>(len);
+            out.iter_mut().zip(&buffers.v).for_each(|(to, from)| *to = T::narrow(*from));
+        }
+    }
+}
+
+/// A chunk's arguments, the class of each, and room for the members of one class. Results take the place of orders.
+struct Buffers {
+    v: [f64; ROOM],
+    x: [f64; ROOM],
+    class: [f64; ROOM],
+    members_v: [f64; ROOM],
+    members_x: [f64; ROOM],
+}
+
+impl Buffers {
+    fn new() -> Self {
+        Self {
+            v: [1.0; ROOM],
+            x: [1.0; ROOM],
+            class: [0.0; ROOM],
+            members_v: [1.0; ROOM],
+            members_x: [1.0; ROOM],
+        }
+    }
+
+    #[inline(always)]
+    fn evaluate<F: Bessel, L: Lanes>(&mut self, len: usize) {
+        // Fill the last vector with a point that is there already: what it costs is known to be needed.
+        let (last_v, last_x) = (self.v[len - 1], self.x[len - 1]);
+        self.v[len..len + WIDEST].fill(last_v);
+        self.x[len..len + WIDEST].fill(last_x);
+        let (first, last) = self.classify::<F, L>(len);
+        if first == last {
+            return run_class::<F, L>(first, &mut self.v, &self.x, len);
+        }
+        for class in first..=last {
+            let wanted = L::splat(class as f64);
+            let mut count = 0;
+            for i in (0..len).step_by(L::WIDTH) {
+                let member = L::load(&self.class[i..]).eq(wanted);
+                L::load(&self.v[i..]).pack(member, &mut self.members_v[count..]);
+                count += L::load(&self.x[i..]).pack(member, &mut self.members_x[count..]);
+            }
+            if count == 0 {
+                continue;
+            }
+            let (last_v, last_x) = (self.members_v[count - 1], self.members_x[count - 1]);
+            self.members_v[count..count + WIDEST].fill(last_v);
+            self.members_x[count..count + WIDEST].fill(last_x);
+            run_class::<F, L>(class, &mut self.members_v, &self.members_x, count);
+            let mut done = 0;
+            for i in (0..len).step_by(L::WIDTH) {
+                let member = L::load(&self.class[i..]).eq(wanted);
+                let (merged, taken) = L::load(&self.v[i..]).unpack(member, &self.members_v[done..]);
+                merged.store(&mut self.v[i..]);
+                done += taken;
+            }
+        }
+    }
+
+    /// The class of each point; returns the smallest and the largest.
+    #[inline(always)]
+    fn classify<F: Bessel, L: Lanes>(&mut self, len: usize) -> (usize, usize) {
+        let (zero, one) = (L::splat(0.0), L::splat(1.0));
+        let (mut first, mut last) = (L::splat(CARE as f64), zero);
+        for i in (0..len).step_by(L::WIDTH) {
+            let (v, x) = (L::load(&self.v[i..]), L::load(&self.x[i..]));
+            let square = v.fma(v, x * x);
+            let mut class = zero;
+            for begin in F::RANGES {
+                class = class + L::select(x.lt(L::splat(begin)), zero, one);
+            }
+            for (k, (radius, _)) in LENGTHS.into_iter().enumerate() {
+                class = L::select(square.lt(L::splat(radius * radius)), class, L::splat(4.0 + k as f64));
+            }
+            // Comparisons with NaN are false, so each of these is asked for what is allowed.
+            let care = L::splat(CARE as f64);
+            class = L::select(v.lt(L::splat(1e150)), class, care);
+            class = L::select(x.lt(L::splat(1e150)), class, care);
+            class = L::select(L::splat(1e-290).lt(x), class, care);
+            class = L::select(L::splat(-f64::MIN_POSITIVE).lt(v), class, care);
+            first = L::select(class.lt(first), class, first);
+            last = L::select(last.lt(class), class, last);
+            class.store(&mut self.class[i..]);
+        }
+        let (mut low, mut high) = ([CARE as f64; WIDEST], [0.0; WIDEST]);
+        first.store(&mut low);
+        last.store(&mut high);
+        (low.into_iter().fold(CARE as f64, f64::min) as usize, high.into_iter().fold(0.0, f64::max) as usize)
+    }
+}
+
+/// Results over `v`, which like `x` goes on to a whole number of vectors behind `len`.
+#[inline(always)]
+fn run_class<F: Bessel, L: Lanes>(class: usize, v: &mut [f64], x: &[f64], len: usize) {
+    // A closure would be compiled without the vector instructions of its caller: a loop a class.
+    macro_rules! each {
+        ($kernel:expr) => {
+            for i in (0..len).step_by(L::WIDTH) {
+                $kernel(L::load(&v[i..]), L::load(&x[i..])).store(&mut v[i..]);
+            }
+        };
+    }
+    match class {
+        0 => each!(small::<F, L, 0>),
+        1 => each!(small::<F, L, 1>),
+        2 => each!(small::<F, L, 2>),
+        3 => each!(small::<F, L, 3>),
+        4 => each!(uniform::<F, L, { LENGTHS[0].1 }>),
+        5 => each!(uniform::<F, L, { LENGTHS[1].1 }>),
+        6 => each!(uniform::<F, L, { LENGTHS[2].1 }>),
+        7 => each!(uniform::<F, L, { LENGTHS[3].1 }>),
+        8 => each!(uniform::<F, L, { LENGTHS[4].1 }>),
+        CARE => v[..len].iter_mut().zip(x).for_each(|(v, &x)| *v = with_care::<F>(*v, x)),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn small<F: Bessel, L: Lanes, const RANGE: usize>(v: L, x: L) -> L {
+    F::small::<L, RANGE>(v, x, 0.0)
+}
+
+#[inline(always)]
+fn uniform<F: Bessel, L: Lanes, const TERMS: usize>(v: L, x: L) -> L {
+    F::uniform::<L, TERMS>(&Frame::new(v, x))
+}
+
+/// Zero, infinity, NaN, negative orders, and arguments whose squares leave the range of float64.
+#[inline(never)]
+fn with_care<F: Bessel>(v: f64, x: f64) -> f64 {
+    if v.is_nan() || x.is_nan() || x < 0.0 {
+        return f64::NAN;
+    }
+    if v < 0.0 {
+        let defined = F::SECOND_KIND || v.fract() == 0.0;
+        return if defined { F::reflect(with_care::<F>(-v, x)) } else { f64::NAN };
+    }
+    if x == 0.0 || x.is_infinite() || v.is_infinite() {
+        return F::limit(v, x);
+    }
+    if v >= RADIUS || x >= RADIUS || v.hypot(x) >= RADIUS {
+        return F::uniform::<f64, TERMS>(&Frame::extreme(v, x));
+    }
+    if x < 1e-290 {
+        return F::small::<f64, 0>(v, x * 600f64.exp2(), 600.0);
+    }
+    let range = F::RANGES.iter().filter(|&&begin| x >= begin).count();
+    match range {
+        0 => F::small::<f64, 0>(v, x, 0.0),
+        1 => F::small::<f64, 1>(v, x, 0.0),
+        2 => F::small::<f64, 2>(v, x, 0.0),
+        _ => F::small::<f64, 3>(v, x, 0.0),
+    }
+}

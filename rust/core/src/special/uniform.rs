@@ -1,0 +1,188 @@
+//! The uniform expansion for `r = hypot(v, x) >= 25`: Debye's, with Hankel's as its limit at `v = 0`.
+//!
+//! With `t = v / r` the terms `u_k(t) / v^k` of DLMF 10.41.3 are `p_k(t^2) / r^k`, polynomials without a pole at
+//! `v = 0`, whose largest value on `[0, 1]` is Hankel's coefficient `p_k(0)`. One expansion in `1/r` therefore serves
+//! every order, and `r` alone says how many terms it takes: what is left out is below 2e-17.
+//!
+//! The exponent `v eta = r + v log(x / (v + r))` is the difference of two numbers as large as the arguments where
+//! `log I` crosses zero; it is carried in double-double.
+
+use super::elementary::{LN_2, Pair, fast_two_sum, log, log_pair, log1p_small, two_product, two_sum};
+use crate::lanes::Lanes;
+
+include!(concat!(env!("OUT_DIR"), "/tables.rs"));
+
+/// Below this radius the expansion does not reach double precision.
+pub const RADIUS: f64 = 25.0;
+/// `(radius, terms)`: from this radius on, so many terms are enough.
+pub const LENGTHS: [(f64, usize); 5] = [(RADIUS, 18), (44.0, 12), (111.0, 8), (622.0, 5), (10300.0, 3)];
+
+/// `log(2 pi) / 2`.
+pub const HALF_LOG_TWO_PI: Pair<f64> = Pair { hi: 0.9189385332046728, lo: -3.8782941580672414e-17 };
+/// `log(pi / 2) / 2`.
+const HALF_LOG_HALF_PI: Pair<f64> = Pair { hi: 0.22579135264472744, lo: -6.4622584878775846e-18 };
+
+/// What every expansion at `(v, x)` starts from.
+///
+/// Arguments whose squares leave the range are met as `(v, x) * scale`, a power of two; a tiny `x` enters the
+/// logarithm as `x * 2^lift`. Both are 1 and 0 but on the slow path.
+pub struct Frame<L> {
+    /// The scaled order.
+    pub v: L,
+    /// The scaled argument.
+    pub x: L,
+    /// `hypot(v, x)`, scaled.
+    pub r: Pair<L>,
+    /// `v + r`, scaled.
+    pub w: Pair<L>,
+    /// `1 / r`, scaled.
+    pub inverse_r: L,
+    /// `v^2 / r^2`.
+    pub t2: L,
+    /// The power of two.
+    pub scale: f64,
+    lift: f64,
+}
+
+impl<L: Lanes> Frame<L> {
+    /// For arguments whose squares are in range.
+    #[inline(always)]
+    pub fn new(v: L, x: L) -> Self {
+        let (vv, xx) = (two_product(v, v), two_product(x, x));
+        let square = vv.plus(xx);
+        let hi = square.hi.sqrt();
+        let inverse_r = L::splat(1.0) / hi;
+        let lo = (hi.fnma(hi, square.hi) + square.lo) * (inverse_r * L::splat(0.5));
+        let sum = fast_two_sum(hi, v);
+        let t = v * inverse_r;
+        Self {
+            v,
+            x,
+            r: Pair { hi, lo },
+            w: Pair { hi: sum.hi, lo: sum.lo + lo },
+            inverse_r,
+            t2: t * t,
+            scale: 1.0,
+            lift: 0.0,
+        }
+    }
+
+    /// The power of two by which a tiny argument must be multiplied before its logarithm is taken, as an exponent.
+    #[inline(always)]
+    pub fn lift(&self) -> f64 {
+        self.lift
+    }
+
+    /// `log(x / (v + r))`.
+    #[inline(always)]
+    fn log_ratio(&self) -> Pair<L> {
+        let inverse = L::splat(1.0) / self.w.hi;
+        let x = if self.lift == 0.0 { self.x } else { self.x * L::splat(self.lift.exp2()) };
+        let q = x * inverse;
+        let rest = q.fnma(self.w.lo, q.fnma(self.w.hi, x));
+        let log = log_pair(Pair { hi: q, lo: rest * inverse });
+        if self.lift == 0.0 {
+            return log;
+        }
+        let down = L::splat(-self.lift);
+        log.plus(Pair { hi: L::splat(LN_2.hi) * down, lo: L::splat(LN_2.lo) * down })
+    }
+
+    /// `sum_{k >= first} table[k](t^2) / (sign r)^k`.
+    #[inline(always)]
+    fn series<const N: usize>(&self, table: &[[f64; TERMS + 1]; TERMS + 1], first: usize, sign: f64) -> L {
+        let rho = self.inverse_r * L::splat(sign * self.scale);
+        let mut sum = L::splat(0.0);
+        for k in (first..=N).rev() {
+            let row = &table[k];
+            let mut term = L::splat(row[k]);
+            for j in (0..k).rev() {
+                term = term.fma(self.t2, L::splat(row[j]));
+            }
+            sum = sum.fma(rho, term);
+        }
+        if first == 1 { sum * rho } else { sum }
+    }
+}
+
+impl Frame<f64> {
+    /// For any arguments with `r >= RADIUS`, the largest and the smallest doubles included.
+    pub fn extreme(v: f64, x: f64) -> Self {
+        let scale = if v.max(x) > 1e150 { (-600f64).exp2() } else { 1.0 };
+        let lift = if x * scale < 1e-250 { 600.0 } else { 0.0 };
+        Self { scale, lift, ..Self::new(v * scale, x * scale) }
+    }
+}
+
+/// `log I` or `log K`, times `e^-x` or `e^x` where `scaled`.
+#[inline(always)]
+pub fn log_bessel<L: Lanes, const N: usize>(frame: &Frame<L>, second_kind: bool, scaled: bool) -> L {
+    let exponent = frame.log_ratio().times(frame.v).plus(if scaled {
+        let gap = two_sum(frame.r.hi, -frame.x);
+        Pair { hi: gap.hi, lo: gap.lo + frame.r.lo }
+    } else {
+        frame.r
+    });
+    let exponent = if frame.scale == 1.0 {
+        exponent
+    } else {
+        let back = L::splat(1.0 / frame.scale);
+        Pair { hi: exponent.hi * back, lo: exponent.lo * back }
+    };
+    let (exponent, constant, sign) = if second_kind {
+        (exponent.negate(), HALF_LOG_HALF_PI, -1.0)
+    } else {
+        (exponent, Pair { hi: -HALF_LOG_TWO_PI.hi, lo: -HALF_LOG_TWO_PI.lo }, 1.0)
+    };
+    let log_r = log(frame.r.hi);
+    let log_scale = if frame.scale == 1.0 { 0.0 } else { frame.scale.ln() };
+    let minus_half = L::splat(-0.5);
+    let front = two_sum(L::splat(constant.hi), minus_half * log_r.hi);
+    let sum = log1p_small(frame.series::<N>(&U, 1, sign));
+    let rest = minus_half.fma(log_r.lo - L::splat(log_scale), sum + (front.lo + L::splat(constant.lo)));
+    let total = two_sum(exponent.hi, front.hi);
+    total.hi + (total.lo + (exponent.lo + rest))
+}
+
+/// `W / U`, by which the logarithmic derivative differs from that of the leading term.
+#[inline(always)]
+fn correction<L: Lanes, const N: usize>(frame: &Frame<L>, sign: f64) -> L {
+    frame.series::<N>(&W, 0, sign) / (L::splat(1.0) + frame.series::<N>(&U, 1, sign))
+}
+
+/// `I_{v+1} / I_v`.
+#[inline(always)]
+pub fn iv_ratio<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
+    // x / (v + r) - x W / (U r^2)
+    let second = correction::<L, N>(frame, 1.0) * (frame.inverse_r * L::splat(frame.scale)) * frame.inverse_r;
+    frame.x * (L::splat(1.0) / frame.w.hi - second)
+}
+
+/// `1 - I_{v+1} / I_v`.
+#[inline(always)]
+pub fn iv_ratio_complement<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
+    let gap = two_sum(frame.r.hi, -frame.x);
+    let first = ((gap.hi + frame.v) + (gap.lo + frame.r.lo)) / frame.w.hi;
+    let second = correction::<L, N>(frame, 1.0) * (frame.inverse_r * L::splat(frame.scale)) * frame.inverse_r;
+    frame.x.fma(second, first)
+}
+
+/// `(K_{v+1} / K_v - 1) x` and `x`, both scaled: their quotient is the ratio less one.
+#[inline(always)]
+pub fn kv_ratio_excess<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
+    let gap = two_sum(frame.r.hi, -frame.x);
+    let cos = frame.x * frame.inverse_r;
+    let second = correction::<L, N>(frame, -1.0) * (cos * cos) * L::splat(frame.scale);
+    (gap.hi + frame.v) + (gap.lo + frame.r.lo + second)
+}
+
+/// `d/dv log I` or `d/dv log K`.
+#[inline(always)]
+pub fn order_derivative<L: Lanes, const N: usize>(frame: &Frame<L>, second_kind: bool) -> L {
+    let sign = if second_kind { -1.0 } else { 1.0 };
+    let log = frame.log_ratio();
+    let log = if second_kind { log.negate() } else { log };
+    let moving = frame.series::<N>(&G, 1, sign) / (L::splat(1.0) + frame.series::<N>(&U, 1, sign));
+    let lever = frame.v * frame.inverse_r * (frame.inverse_r * L::splat(frame.scale));
+    log.hi + lever.fma(moving - L::splat(0.5), log.lo)
+}
