@@ -8,7 +8,7 @@ use mercer_core::pool;
 use numpy::{
     PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteArray2,
 };
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::interrupt;
@@ -25,29 +25,34 @@ pub enum RowsOut<'py> {
     Float64(PyReadwriteArray2<'py, f64>),
 }
 
-/// A core error in Python's words; rows are counted from the start of the whole data.
-struct Refused {
-    error: Error,
+/// Run a pass over `entries` numbers; a row it refuses is counted from `first_row`, where the block starts.
+fn pass<R: Send>(
+    py: Python<'_>,
+    entries: usize,
     first_row: usize,
-}
-
-impl From<Refused> for PyErr {
-    fn from(Refused { error, first_row }: Refused) -> Self {
-        match error {
+    threads: Option<NonZero<usize>>,
+    work: impl FnOnce(&Cancel) -> Result<R, Error> + Send,
+) -> PyResult<R> {
+    let outcome =
+        interrupt::run(py, entries > 1 << 18, |cancel| match pool::install(pool::threads(threads), || work(cancel)) {
+            Err(Error::Cancelled(cancelled)) => Err(cancelled),
+            outcome => Ok(outcome),
+        })?;
+    outcome.map_err(|error| {
+        PyValueError::new_err(match error {
             Error::Row(RowError::NotFinite { row }) => {
-                PyValueError::new_err(format!("X must be finite, row {} contains NaN or infinity", first_row + row))
+                format!("X must be finite, row {} contains NaN or infinity", first_row + row)
             }
-            Error::Row(RowError::Zero { row }) => PyValueError::new_err(format!(
-                "X must have rows of non-zero length, row {} is the zero vector",
-                first_row + row
-            )),
-            Error::Row(RowError::NotUnit { row, length }) => PyValueError::new_err(format!(
+            Error::Row(RowError::Zero { row }) => {
+                format!("X must have rows of non-zero length, row {} is the zero vector", first_row + row)
+            }
+            Error::Row(RowError::NotUnit { row, length }) => format!(
                 "X must have rows of length 1 (to 1e-5), row {} has length {length}; pass normalize=True to scale them",
                 first_row + row
-            )),
-            Error::Cancelled(c) => PyRuntimeError::new_err(c.to_string()),
-        }
-    }
+            ),
+            Error::Cancelled(cancelled) => cancelled.to_string(),
+        })
+    })
 }
 
 fn agree(what: &str, ok: bool) -> PyResult<()> {
@@ -106,10 +111,8 @@ pub fn vmf_sample(
         threads: Option<NonZero<usize>>,
     ) -> PyResult<()> {
         agree("out", mean.len() >= 2 && out.len().is_multiple_of(mean.len()))?;
-        interrupt::run(py, |cancel| {
-            pool::install(pool::threads(threads), || directional::sample(out, mean, kappa, key, cancel))
-                .map_err(|c| Refused { error: c.into(), first_row: 0 })
-        })
+        let entries = out.len();
+        pass(py, entries, 0, threads, |cancel| Ok(directional::sample(out, mean, kappa, key, cancel)?))
     }
     let key = (seed, stream, first_row);
     match out {
@@ -137,10 +140,7 @@ pub fn vmf_moments<'py>(
     let weights = weights.as_ref().map(slice).transpose()?;
     agree("pivot", pivot.len() == d && d > 0)?;
     agree("weights", weights.is_none_or(|w| w.len() == n))?;
-    let moments = for_rows!(&x, x => interrupt::run(py, |cancel: &Cancel| {
-        pool::install(pool::threads(threads), || directional::moments(x, weights, pivot, normalize, cancel))
-            .map_err(|error| Refused { error, first_row })
-    }))?;
+    let moments = for_rows!(&x, x => pass(py, n * d, first_row, threads, |cancel| { directional::moments(x, weights, pivot, normalize, cancel) }))?;
     Ok((moments.weight, moments.weight_squared, moments.spread, PyArray1::from_vec(py, moments.shift)))
 }
 
@@ -160,10 +160,7 @@ pub fn vmf_cosine_deficit<'py>(
     agree("mean", mean.len() == d && d > 0)?;
     let mut out = vec![0.0; n];
     let filled = &mut out[..];
-    for_rows!(&x, x => interrupt::run(py, |cancel: &Cancel| {
-        pool::install(pool::threads(threads), || directional::cosine_deficit(x, mean, normalize, filled, cancel))
-            .map_err(|error| Refused { error, first_row })
-    }))?;
+    for_rows!(&x, x => pass(py, n * d, first_row, threads, |cancel| { directional::cosine_deficit(x, mean, normalize, filled, cancel) }))?;
     Ok(PyArray1::from_vec(py, out))
 }
 
@@ -209,10 +206,7 @@ pub fn vmf_expectation<'py>(
         labels: labels.as_mut().map(|a| a.as_slice_mut()).transpose()?,
     };
     let flags = (normalize, hard, sums);
-    let done = for_rows!(&x, x => interrupt::run(py, |cancel: &Cancel| {
-        pool::install(pool::threads(threads), || directional::expectation(x, components, flags, outputs, cancel))
-            .map_err(|error| Refused { error, first_row })
-    }))?;
+    let done = for_rows!(&x, x => pass(py, n * d * k, first_row, threads, |cancel| { directional::expectation(x, components, flags, outputs, cancel) }))?;
     let sums = if sums { Some(PyArray1::from_vec(py, done.sums).reshape([k, d])?) } else { None };
     let (weight, squared) = (PyArray1::from_vec(py, done.weight), PyArray1::from_vec(py, done.weight_squared));
     Ok((done.log_likelihood, weight, squared, sums))

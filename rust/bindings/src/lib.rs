@@ -1,13 +1,9 @@
 //! `mercer._core`: checks arguments, releases the GIL, polls for Ctrl-C, calls `mercer-core`. No arithmetic.
 #![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
 
-<<<<<<< HEAD
 mod directional;
 mod interrupt;
-=======
-mod interrupt;
 mod special;
->>>>>>> main
 
 use pyo3::prelude::*;
 
@@ -17,11 +13,8 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-<<<<<<< HEAD
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
-=======
     use crate::special::bessel;
->>>>>>> main
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
     const CUDA_SOURCES: &[(&str, &str)] = &[];

@@ -90,7 +90,12 @@ pub fn evaluate<F: Bessel, T: Real>(
     let part = |index: usize, out: &mut [T]| {
         cancel.check()?;
         let (start, len) = (index * TASK, out.len());
-        dispatch(Part::<F, T> { v: v.part(start, len), x: x.part(start, len), out, function: std::marker::PhantomData });
+        dispatch(Part::<F, T> {
+            v: v.part(start, len),
+            x: x.part(start, len),
+            out,
+            function: std::marker::PhantomData,
+        });
         Ok(())
     };
     if threads == 1 || out.len() < 2 * TASK {
@@ -133,13 +138,7 @@ struct Buffers {
 
 impl Buffers {
     fn new() -> Self {
-        Self {
-            v: [1.0; ROOM],
-            x: [1.0; ROOM],
-            class: [0.0; ROOM],
-            members_v: [1.0; ROOM],
-            members_x: [1.0; ROOM],
-        }
+        Self { v: [1.0; ROOM], x: [1.0; ROOM], class: [0.0; ROOM], members_v: [1.0; ROOM], members_x: [1.0; ROOM] }
     }
 
     #[inline(always)]
