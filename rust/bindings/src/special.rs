@@ -2,7 +2,9 @@
 
 use crate::interrupt;
 use mercer_core::cancel::{Cancel, Cancelled};
-use mercer_core::special::chunked::{Operand, Real, evaluate};
+use mercer_core::special::chunked::{Operand, Real, evaluate, map_points};
+use mercer_core::special::derivative::{DerivativeI, DerivativeK};
+use mercer_core::special::inverse::iv_ratio_inverse;
 use mercer_core::special::{LogI, LogK, OrderDerivativeI, OrderDerivativeK, RatioI, RatioK};
 use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -22,6 +24,14 @@ fn by_name<T: Real>(name: &str) -> PyResult<Run<T>> {
         "log_kv_ratio" => evaluate::<RatioK<true>, T>,
         "dlog_iv_dv" => evaluate::<OrderDerivativeI, T>,
         "dlog_kv_dv" => evaluate::<OrderDerivativeK, T>,
+        "log_iv_dx1" => evaluate::<DerivativeI<1>, T>,
+        "log_iv_dx2" => evaluate::<DerivativeI<2>, T>,
+        "log_iv_dx3" => evaluate::<DerivativeI<3>, T>,
+        "log_iv_dx4" => evaluate::<DerivativeI<4>, T>,
+        "log_kv_dx1" => evaluate::<DerivativeK<1>, T>,
+        "log_kv_dx2" => evaluate::<DerivativeK<2>, T>,
+        "log_kv_dx3" => evaluate::<DerivativeK<3>, T>,
+        "log_kv_dx4" => evaluate::<DerivativeK<4>, T>,
         _ => return Err(PyValueError::new_err(format!("no function {name:?}"))),
     })
 }
@@ -55,6 +65,33 @@ fn elementwise<T: Real + Element>(
     let out = out.as_slice_mut()?;
     let (v, x) = (operand(v.as_slice()?, out.len())?, operand(x.as_slice()?, out.len())?);
     interrupt::run(py, out.len() > 1 << 16, |cancel| run(v, x, out, threads, cancel))
+}
+
+/// `out[:] = x` with `I_{v+1}(x) / I_v(x) = ratio`, `complement = 1 - ratio`.
+#[pyfunction]
+pub fn bessel_ratio_inverse(
+    py: Python<'_>,
+    v: PyReadonlyArray1<'_, f64>,
+    ratio: PyReadonlyArray1<'_, f64>,
+    complement: PyReadonlyArray1<'_, f64>,
+    out: &Bound<'_, PyArray1<f64>>,
+    threads: usize,
+) -> PyResult<()> {
+    let mut out = out.try_readwrite()?;
+    let out = out.as_slice_mut()?;
+    let len = out.len();
+    let operands =
+        [operand(v.as_slice()?, len)?, operand(ratio.as_slice()?, len)?, operand(complement.as_slice()?, len)?];
+    interrupt::run(py, len > 1 << 12, |cancel| map_points(operands, out, threads, cancel, iv_ratio_inverse))
+}
+
+/// The first index at which a value is negative, or None; NaN is not.
+#[pyfunction]
+pub fn first_negative(values: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    if let Ok(values) = values.extract::<PyReadonlyArray1<'_, f64>>() {
+        return Ok(mercer_core::special::chunked::first_negative(values.as_slice()?));
+    }
+    Ok(mercer_core::special::chunked::first_negative(values.extract::<PyReadonlyArray1<'_, f32>>()?.as_slice()?))
 }
 
 fn operand<T: Real>(values: &[T], len: usize) -> PyResult<Operand<'_, T>> {

@@ -47,6 +47,14 @@ impl Real for f32 {
     }
 }
 
+/// The first index at which a value is negative; NaN is not.
+pub fn first_negative<T: Real>(values: &[T]) -> Option<usize> {
+    // Block by block without an exit inside, so that a block is compared as vectors.
+    let has = |block: &[T]| block.iter().fold(false, |any, value| any | (value.widen() < 0.0));
+    let block = values.chunks(CHUNK).position(has)?;
+    values[block * CHUNK..].iter().position(|value| value.widen() < 0.0).map(|i| block * CHUNK + i)
+}
+
 /// One of the arguments: an array as long as the result, or one value for all of it.
 #[derive(Clone, Copy)]
 pub enum Operand<'a, T> {
@@ -57,17 +65,16 @@ pub enum Operand<'a, T> {
 }
 
 impl<T: Real> Operand<'_, T> {
-    fn part(&self, start: usize, len: usize) -> Self {
+    fn at(&self, index: usize) -> f64 {
         match *self {
-            Self::Each(values) => Self::Each(&values[start..start + len]),
-            Self::All(value) => Self::All(value),
+            Self::Each(values) => values[index].widen(),
+            Self::All(value) => value.widen(),
         }
     }
 
-    #[inline(always)]
-    fn fill(&self, to: &mut [f64]) {
+    fn fill(&self, start: usize, to: &mut [f64]) {
         match *self {
-            Self::Each(values) => to.iter_mut().zip(values).for_each(|(to, from)| *to = from.widen()),
+            Self::Each(values) => to.iter_mut().zip(&values[start..]).for_each(|(to, from)| *to = from.widen()),
             Self::All(value) => to.fill(value.widen()),
         }
     }
@@ -89,13 +96,14 @@ pub fn evaluate<F: Bessel, T: Real>(
 ) -> Result<(), Cancelled> {
     let part = |index: usize, out: &mut [T]| {
         cancel.check()?;
-        let (start, len) = (index * TASK, out.len());
-        dispatch(Part::<F, T> {
-            v: v.part(start, len),
-            x: x.part(start, len),
-            out,
-            function: std::marker::PhantomData,
-        });
+        let mut buffers = Buffers::new();
+        for (i, out) in out.chunks_mut(CHUNK).enumerate() {
+            let (start, len) = (index * TASK + i * CHUNK, out.len());
+            v.fill(start, &mut buffers.v[..len]);
+            x.fill(start, &mut buffers.x[..len]);
+            dispatch(Chunk::<F> { buffers: &mut buffers, len, function: std::marker::PhantomData });
+            out.iter_mut().zip(&buffers.v).for_each(|(to, from)| *to = T::narrow(*from));
+        }
         Ok(())
     };
     if threads == 1 || out.len() < 2 * TASK {
@@ -104,26 +112,46 @@ pub fn evaluate<F: Bessel, T: Real>(
     pool::install(threads, || out.par_chunks_mut(TASK).enumerate().try_for_each(|(i, out)| part(i, out)))
 }
 
-struct Part<'a, F, T> {
-    v: Operand<'a, T>,
-    x: Operand<'a, T>,
-    out: &'a mut [T],
+/// `out[i] = f(a[i], b[i], c[i])` for functions that are solved point by point.
+///
+/// # Errors
+/// [`Cancelled`] when the flag went up; `out` is then partly written.
+///
+/// # Panics
+/// When an array is not as long as `out`.
+pub fn map_points<T: Real>(
+    [a, b, c]: [Operand<'_, T>; 3],
+    out: &mut [T],
+    threads: usize,
+    cancel: &Cancel,
+    f: impl Fn(f64, f64, f64) -> f64 + Sync,
+) -> Result<(), Cancelled> {
+    let part = |(index, out): (usize, &mut [T])| {
+        cancel.check()?;
+        let start = index * CHUNK;
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = T::narrow(f(a.at(start + i), b.at(start + i), c.at(start + i)));
+        }
+        Ok(())
+    };
+    if threads == 1 || out.len() < 2 * CHUNK {
+        return out.chunks_mut(CHUNK).enumerate().try_for_each(part);
+    }
+    pool::install(threads, || out.par_chunks_mut(CHUNK).enumerate().try_for_each(part))
+}
+
+struct Chunk<'a, F> {
+    buffers: &'a mut Buffers,
+    len: usize,
     function: std::marker::PhantomData<F>,
 }
 
-impl<F: Bessel, T: Real> Kernel for Part<'_, F, T> {
+impl<F: Bessel> Kernel for Chunk<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let mut buffers = Buffers::new();
-        for (i, out) in self.out.chunks_mut(CHUNK).enumerate() {
-            let (start, len) = (i * CHUNK, out.len());
-            self.v.part(start, len).fill(&mut buffers.v[..len]);
-            self.x.part(start, len).fill(&mut buffers.x[..len]);
-            buffers.evaluate::<F, L>(len);
-            out.iter_mut().zip(&buffers.v).for_each(|(to, from)| *to = T::narrow(*from));
-        }
+        self.buffers.evaluate::<F, L>(self.len);
     }
 }
 
@@ -138,7 +166,13 @@ struct Buffers {
 
 impl Buffers {
     fn new() -> Self {
-        Self { v: [1.0; ROOM], x: [1.0; ROOM], class: [0.0; ROOM], members_v: [1.0; ROOM], members_x: [1.0; ROOM] }
+        Self {
+            v: [1.0; ROOM],
+            x: [1.0; ROOM],
+            class: [0.0; ROOM],
+            members_v: [1.0; ROOM],
+            members_x: [1.0; ROOM],
+        }
     }
 
     #[inline(always)]
@@ -246,7 +280,7 @@ fn uniform<F: Bessel, L: Lanes, const TERMS: usize>(v: L, x: L) -> L {
 
 /// Zero, infinity, NaN, negative orders, and arguments whose squares leave the range of float64.
 #[inline(never)]
-fn with_care<F: Bessel>(v: f64, x: f64) -> f64 {
+pub fn with_care<F: Bessel>(v: f64, x: f64) -> f64 {
     if v.is_nan() || x.is_nan() || x < 0.0 {
         return f64::NAN;
     }

@@ -9,7 +9,9 @@
 //! ICS 2024, for the plan; the expansions, their ranges and the arithmetic are chosen anew for a few ulp.
 
 pub mod chunked;
+pub mod derivative;
 pub mod elementary;
+pub mod inverse;
 pub mod macdonald;
 pub mod series;
 pub mod uniform;
@@ -122,25 +124,11 @@ impl<const COMPLEMENT: bool> Bessel for RatioI<COMPLEMENT> {
     fn uniform<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
         if COMPLEMENT { uniform::iv_ratio_complement::<L, N>(frame) } else { uniform::iv_ratio::<L, N>(frame) }
     }
-    /// From the order `v + n >= 25` of the uniform expansion down: `r_v = x / (2(v+1) + x r_{v+1})`, where the error
-    /// shrinks at each step.
     #[inline(always)]
     fn small<L: Lanes, const RANGE: usize>(v: L, x: L, lift: f64) -> L {
-        let (one, half) = (L::splat(1.0), L::splat(0.5));
         let x = if lift == 0.0 { x } else { x * L::splat((-lift).exp2()) };
-        let n = (L::splat(RADIUS + 0.5) - v).round();
-        let mut step = n;
-        let mut ratio = uniform::iv_ratio::<L, { uniform::TERMS }>(&Frame::new(v + n, x));
-        loop {
-            let active = half.lt(step);
-            if !L::any(active) {
-                break;
-            }
-            let next = x / x.fma(ratio, (v + step) + (v + step));
-            ratio = L::select(active, next, ratio);
-            step = step - one;
-        }
-        if COMPLEMENT { one - ratio } else { ratio }
+        let ratio = x * iv_ratio_over_x(v, x);
+        if COMPLEMENT { L::splat(1.0) - ratio } else { ratio }
     }
     fn limit(v: f64, x: f64) -> f64 {
         let ratio = match (both_infinite(v, x), x.is_infinite()) {
@@ -152,6 +140,27 @@ impl<const COMPLEMENT: bool> Bessel for RatioI<COMPLEMENT> {
     }
     fn reflect(_: f64) -> f64 {
         f64::NAN
+    }
+}
+
+/// `I_{v+1}(x) / (x I_v(x))`: from the order `v + n >= 25` of the uniform expansion down by
+/// `p_v = 1 / (2(v+1) + x^2 p_{v+1})`, where the error shrinks at each step.
+#[inline(always)]
+fn iv_ratio_over_x<L: Lanes>(v: L, x: L) -> L {
+    let (zero, half, one) = (L::splat(0.0), L::splat(0.5), L::splat(1.0));
+    let n = (L::splat(RADIUS + 0.5) - v).round();
+    let mut step = L::select(n.lt(zero), zero, n);
+    let frame = Frame::new(v + step, x);
+    let xx = x * x;
+    let mut p = uniform::iv_ratio_over_x::<L, { uniform::TERMS }>(&frame);
+    loop {
+        let active = half.lt(step);
+        if !L::any(active) {
+            return p;
+        }
+        let order = v + step;
+        p = L::select(active, one / xx.fma(p, order + order), p);
+        step = step - one;
     }
 }
 
@@ -171,7 +180,7 @@ impl<const LOG: bool> Bessel for RatioK<LOG> {
         }
         let small = L::splat(0.0065);
         let is_small = less_one.lt(small);
-        let far = log_quotient(frame.x + excess, frame.x, frame.lift());
+        let far = log_quotient(frame.x + excess, frame.lifted_x, -frame.lift);
         L::select(is_small, log1p_small(L::select(is_small, less_one, small)), far)
     }
     #[inline(always)]
@@ -196,12 +205,12 @@ impl<const LOG: bool> Bessel for RatioK<LOG> {
     }
 }
 
-/// `log(a / b) - lift log 2`.
+/// `log(a / b) - down log 2`.
 #[inline(always)]
-fn log_quotient<L: Lanes>(a: L, b: L, lift: f64) -> L {
+fn log_quotient<L: Lanes>(a: L, b: L, down: f64) -> L {
     let (a, b) = (log(a), log(b));
-    let lift = L::splat(lift);
-    (a.hi - b.hi - lift * L::splat(LN_2.hi)) + (a.lo - b.lo - lift * L::splat(LN_2.lo))
+    let down = L::splat(down);
+    (a.hi - b.hi - down * L::splat(LN_2.hi)) + (a.lo - b.lo - down * L::splat(LN_2.lo))
 }
 
 /// `d/dv log I_v(x)`.

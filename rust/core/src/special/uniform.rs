@@ -25,7 +25,7 @@ const HALF_LOG_HALF_PI: Pair<f64> = Pair { hi: 0.22579135264472744, lo: -6.46225
 /// What every expansion at `(v, x)` starts from.
 ///
 /// Arguments whose squares leave the range are met as `(v, x) * scale`, a power of two; a tiny `x` enters the
-/// logarithm as `x * 2^lift`. Both are 1 and 0 but on the slow path.
+/// logarithm as `x * scale * 2^lift`, never rounded. The two are 1 and 0 but on the slow path.
 pub struct Frame<L> {
     /// The scaled order.
     pub v: L,
@@ -41,7 +41,10 @@ pub struct Frame<L> {
     pub t2: L,
     /// The power of two.
     pub scale: f64,
-    lift: f64,
+    /// `x * scale * 2^lift`.
+    pub lifted_x: L,
+    /// The other power of two, as an exponent.
+    pub lift: f64,
 }
 
 impl<L: Lanes> Frame<L> {
@@ -63,23 +66,17 @@ impl<L: Lanes> Frame<L> {
             inverse_r,
             t2: t * t,
             scale: 1.0,
+            lifted_x: x,
             lift: 0.0,
         }
-    }
-
-    /// The power of two by which a tiny argument must be multiplied before its logarithm is taken, as an exponent.
-    #[inline(always)]
-    pub fn lift(&self) -> f64 {
-        self.lift
     }
 
     /// `log(x / (v + r))`.
     #[inline(always)]
     fn log_ratio(&self) -> Pair<L> {
         let inverse = L::splat(1.0) / self.w.hi;
-        let x = if self.lift == 0.0 { self.x } else { self.x * L::splat(self.lift.exp2()) };
-        let q = x * inverse;
-        let rest = q.fnma(self.w.lo, q.fnma(self.w.hi, x));
+        let q = self.lifted_x * inverse;
+        let rest = q.fnma(self.w.lo, q.fnma(self.w.hi, self.lifted_x));
         let log = log_pair(Pair { hi: q, lo: rest * inverse });
         if self.lift == 0.0 {
             return log;
@@ -108,9 +105,15 @@ impl<L: Lanes> Frame<L> {
 impl Frame<f64> {
     /// For any arguments with `r >= RADIUS`, the largest and the smallest doubles included.
     pub fn extreme(v: f64, x: f64) -> Self {
-        let scale = if v.max(x) > 1e150 { (-600f64).exp2() } else { 1.0 };
-        let lift = if x * scale < 1e-250 { 600.0 } else { 0.0 };
-        Self { scale, lift, ..Self::new(v * scale, x * scale) }
+        let (down, up) = ((-600f64).exp2(), 600f64.exp2());
+        let scale = if v.max(x) > 1e150 { down } else { 1.0 };
+        let (lifted_x, lift) = match (x < 1e-100, scale == 1.0) {
+            (true, true) => (x * up, 600.0),
+            // What the scale would take away is what the lift gives back.
+            (true, false) => (x, 600.0),
+            (false, _) => (x * scale, 0.0),
+        };
+        Self { scale, lifted_x, lift, ..Self::new(v * scale, x * scale) }
     }
 }
 
@@ -150,12 +153,18 @@ fn correction<L: Lanes, const N: usize>(frame: &Frame<L>, sign: f64) -> L {
     frame.series::<N>(&W, 0, sign) / (L::splat(1.0) + frame.series::<N>(&U, 1, sign))
 }
 
+/// `I_{v+1} / (x I_v)`, with the scaled `x`.
+#[inline(always)]
+pub fn iv_ratio_over_x<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
+    // 1 / (v + r) - W / (U r^2)
+    let second = correction::<L, N>(frame, 1.0) * (frame.inverse_r * L::splat(frame.scale)) * frame.inverse_r;
+    L::splat(1.0) / frame.w.hi - second
+}
+
 /// `I_{v+1} / I_v`.
 #[inline(always)]
 pub fn iv_ratio<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
-    // x / (v + r) - x W / (U r^2)
-    let second = correction::<L, N>(frame, 1.0) * (frame.inverse_r * L::splat(frame.scale)) * frame.inverse_r;
-    frame.x * (L::splat(1.0) / frame.w.hi - second)
+    frame.x * iv_ratio_over_x::<L, N>(frame)
 }
 
 /// `1 - I_{v+1} / I_v`.
@@ -167,7 +176,15 @@ pub fn iv_ratio_complement<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
     frame.x.fma(second, first)
 }
 
-/// `(K_{v+1} / K_v - 1) x` and `x`, both scaled: their quotient is the ratio less one.
+/// `x K_{v-1} / K_v`, scaled.
+#[inline(always)]
+pub fn kv_quotient<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
+    // (r - v) + (x / r)^2 W / U
+    let cos = frame.x * frame.inverse_r;
+    frame.x * (frame.x / frame.w.hi) + correction::<L, N>(frame, -1.0) * (cos * cos) * L::splat(frame.scale)
+}
+
+/// `(K_{v+1} / K_v - 1) x`, scaled.
 #[inline(always)]
 pub fn kv_ratio_excess<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
     let gap = two_sum(frame.r.hi, -frame.x);
