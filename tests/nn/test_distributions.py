@@ -110,7 +110,7 @@ def test_slope_of_a_draw_is_that_of_its_quantile(d, kappa):
 
 @pytest.mark.parametrize(("d", "kappa"), [(2, 1.0), (3, 8.0), (64, 0.01), (512, 300.0), (8192, 1e4)])
 def test_gradients_of_expectations_are_those_of_the_law(d, kappa):
-    # E mu·x = A(kappa), so the mean of dW/dkappa is A'(kappa); 6.1 standard errors are passed once in a billion
+    # E mu·x = A(kappa), so the mean of dW/dkappa is A'(kappa); 6.1 standard errors: once in a billion
     torch.manual_seed(0)
     k = torch.full((4000,), kappa, dtype=torch.float64, requires_grad=True)
     mu = unit(d, seed=3)

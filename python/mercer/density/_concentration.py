@@ -135,9 +135,9 @@ def mean_resultant_slope(d: Any, kappa: Any) -> Any:
     """A_d'(kappa) = 1 - A² - (d-1) A / kappa."""
     a = (np.asarray(d, dtype=np.float64) - 1) / 2
     kappa = np.asarray(kappa, dtype=np.float64)
-    deficit = mean_resultant_deficit(d, kappa)
+    length, deficit = mean_resultant_length(d, kappa), mean_resultant_deficit(d, kappa)
     safe = np.where(kappa > 0, kappa, 1.0)
-    plain = deficit * (2 - deficit) - 2 * a * (1 - deficit) / safe
+    plain = deficit * (1 + length) - 2 * a * length / safe
     # For large kappa the three terms cancel to 1/kappa² of their size: the expansion of 1 - A in a / kappa.
     e2 = (a - a * a) / 2
     e4 = (3 * e2 + e2 * e2) / 2
