@@ -53,7 +53,7 @@ def test_normalising_constant_entropy_and_slope_match_the_reference(table):
         *(table[name] for name in ("d", "kappa_mle", "log_norm_const", "entropy", "dA")), strict=True
     ):
         law = VonMisesFisher(dim=int(d), concentration=float(kappa))
-        # the table's constant is that of the unrounded kappa, of which float64 keeps 2^-53; d log C / d kappa = -A
+        # the table's constant is that of the unrounded kappa; d log C / d kappa = -A
         worth = 2.0**-53 * kappa * law.mean_resultant_length()
         assert abs(law.log_norm_const() - log_c) <= 1e-13 * max(1, abs(log_c)) + worth
         # the entropy moves with the last bit of kappa, by kappa² A' of it
