@@ -81,7 +81,9 @@ def kappa_sra(r_bar: Any, d: Any, steps: int = 2) -> Any:
     r, d = _lengths(r_bar, d)
     kappa = np.asarray(kappa_banerjee(r, d))
     for _ in range(steps):
-        step = (mean_resultant_length(d, kappa) - r) / mean_resultant_slope(d, kappa)
+        # A - r, from the complements where both are near 1
+        short, near = mean_resultant_length(d, kappa) - r, (1 - r) - mean_resultant_deficit(d, kappa)
+        step = np.where(r > 0.5, near, short) / mean_resultant_slope(d, kappa)
         kappa = np.where(kappa > 0, np.maximum(kappa - step, 0), kappa)
     return kappa[()]
 
