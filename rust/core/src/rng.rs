@@ -8,9 +8,11 @@
 //! rounding, out to 8.57 standard deviations. Logarithm, sine and cosine are our own polynomials in plain
 //! `+ - * /` and `sqrt`, never libm and never fused, so that the bits agree on every platform and SIMD width.
 
-/// Blocks made at once: a full AVX-512 register of 64-bit lanes.
-const LANES: usize = 8;
-type Lanes = [u64; LANES];
+/// Blocks made at once, each in a 64-bit lane: a loop long enough that the compiler makes vectors of it rather
+/// than unrolling it.
+const LANES: usize = 32;
+/// Fewer blocks than this are cheaper one by one.
+const FEW: usize = 6;
 
 const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -180,7 +182,12 @@ impl Draws {
 #[inline(always)]
 pub fn fill_normals(out: &mut [f64], seed: u64, stream: u32, row: u64) {
     for (first, chunk) in (0u64..).step_by(LANES).zip(out.chunks_mut(2 * LANES)) {
-        let mut block: Lanes = [0; LANES];
+        if chunk.len() <= 2 * FEW {
+            let mut draws = Draws { block: first as u32, ..Draws::new(seed, stream, row) };
+            chunk.iter_mut().for_each(|x| *x = draws.normal());
+            continue;
+        }
+        let mut block = [0; LANES];
         for (i, b) in block.iter_mut().enumerate() {
             *b = (first + i as u64) & LOW;
         }
@@ -239,7 +246,7 @@ mod tests {
 
     #[test]
     fn filled_normals_are_the_drawn_ones_at_every_length() {
-        for n in [1, 2, 15, 16, 17, 100] {
+        for n in [1, 2, 11, 13, 63, 64, 65, 77, 200] {
             let mut filled = vec![0.0; n];
             fill_normals(&mut filled, 7, 3, 1 << 40);
             let mut draws = Draws::new(7, 3, 1 << 40);

@@ -7,6 +7,7 @@ use super::Error;
 use super::moments::in_order;
 use super::rows::{Real, RowError, unit_row};
 use crate::cancel::Cancel;
+use crate::lanes::{Kernel, Lanes, dispatch};
 
 /// The K components of a mixture in d dimensions.
 #[derive(Debug, Clone, Copy)]
@@ -159,7 +160,7 @@ fn pass<T: Real, P: Product>(
                 cancel.check()?;
                 let at = i * tile;
                 let m = x.len() / d;
-                work.load(x, piece * rows + at, normalize)?;
+                dispatch(LoadRows { x, first: piece * rows + at, d, normalize, out: &mut work.rows })?;
                 work.share_out(m, &mut total);
                 if let Some(out) = &mut log_prob {
                     out[at..at + m].copy_from_slice(&work.log_prob[..m]);
@@ -190,6 +191,27 @@ fn split<E>(whole: Option<&mut [E]>, size: usize, expected: usize, count: usize)
             whole.chunks_mut(size).map(Some).collect()
         }
         None => (0..count).map(|_| None).collect(),
+    }
+}
+
+struct LoadRows<'a, T, P> {
+    x: &'a [T],
+    first: usize,
+    d: usize,
+    normalize: bool,
+    out: &'a mut [P],
+}
+
+impl<T: Real, P: Real> Kernel for LoadRows<'_, T, P> {
+    type Output = Result<(), RowError>;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Self::Output {
+        let rows = self.x.chunks_exact(self.d).zip(self.out.chunks_exact_mut(self.d));
+        for (row, (x, out)) in (self.first..).zip(rows) {
+            unit_row(x, row, self.normalize, out)?;
+        }
+        Ok(())
     }
 }
 
@@ -224,19 +246,6 @@ impl<'a, P: Product> Tile<'a, P> {
             labels: vec![0; tile],
             product: vec![P::default(); k * d],
         }
-    }
-
-    fn load<T: Real>(&mut self, x: &[T], first: usize, normalize: bool) -> Result<(), RowError> {
-        let d = self.d;
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for (i, (x, out)) in x.chunks_exact(d).zip(self.rows.chunks_exact_mut(d)).enumerate() {
-                    unit_row(x, first + i, normalize, out)?;
-                }
-                Ok(())
-            },
-        )
     }
 
     /// Log densities and responsibilities of the first `m` rows of the tile.

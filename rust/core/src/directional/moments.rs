@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::Error;
 use super::rows::{Real, RowError, lane_sum, unit_row};
 use crate::cancel::Cancel;
+use crate::lanes::{Kernel, Lanes, dispatch};
 
 /// Weighted sums of unit rows x about a unit vector, the pivot. Kept as differences: 1 - R, which decides the
 /// concentration, is then exact to rounding even where every row is within 1e-8 of the pivot and the length of
@@ -59,7 +60,7 @@ pub fn moments<T: Real>(
             let mut unit = vec![0.0; d];
             for (first, x) in (piece * rows..).step_by(batch).zip(x.chunks(batch * d)) {
                 cancel.check()?;
-                pulp::Arch::new().dispatch(|| add_rows(&mut sum, x, first, weights, pivot, normalize, &mut unit))?;
+                dispatch(AddRows { sum: &mut sum, x, first, weights, pivot, normalize, unit: &mut unit })?;
             }
             Ok(sum)
         })
@@ -82,29 +83,36 @@ pub(super) fn in_order<R>(pieces: Vec<Result<R, Error>>) -> Result<Vec<R>, Error
     }
 }
 
-#[inline(always)]
-fn add_rows<T: Real>(
-    sum: &mut Moments,
-    x: &[T],
+struct AddRows<'a, T> {
+    sum: &'a mut Moments,
+    x: &'a [T],
     first: usize,
-    weights: Option<&[f64]>,
-    pivot: &[f64],
+    weights: Option<&'a [f64]>,
+    pivot: &'a [f64],
     normalize: bool,
-    unit: &mut [f64],
-) -> Result<(), RowError> {
-    let d = pivot.len();
-    for (row, x) in (first..).zip(x.chunks_exact(d)) {
-        unit_row(x, row, normalize, unit)?;
-        let w = weights.map_or(1.0, |w| w[row]);
-        let unit = &unit[..d];
-        sum.weight += w;
-        sum.weight_squared += w * w;
-        sum.spread += w * lane_sum(d, |i| (unit[i] - pivot[i]) * (unit[i] - pivot[i]));
-        for ((s, u), p) in sum.shift.iter_mut().zip(unit).zip(pivot) {
-            *s += w * (u - p);
+    unit: &'a mut [f64],
+}
+
+impl<T: Real> Kernel for AddRows<'_, T> {
+    type Output = Result<(), RowError>;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Self::Output {
+        let Self { sum, x, first, weights, pivot, normalize, unit } = self;
+        let d = pivot.len();
+        for (row, x) in (first..).zip(x.chunks_exact(d)) {
+            unit_row(x, row, normalize, unit)?;
+            let w = weights.map_or(1.0, |w| w[row]);
+            let unit = &unit[..d];
+            sum.weight += w;
+            sum.weight_squared += w * w;
+            sum.spread += w * lane_sum(d, |i| (unit[i] - pivot[i]) * (unit[i] - pivot[i]));
+            for ((s, u), p) in sum.shift.iter_mut().zip(unit).zip(pivot) {
+                *s += w * (u - p);
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// x·mean - 1 for each row, as -|x - mean|²/2, which keeps its digits near the mean.
@@ -123,22 +131,35 @@ pub fn cosine_deficit<T: Real>(
     let rows = (1 << 14) / d + 1;
     let pieces = x.par_chunks(rows * d).zip(out.par_chunks_mut(rows)).enumerate().map(|(piece, (x, out))| {
         cancel.check()?;
-        let mut unit = vec![0.0; d];
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for (i, (x, out)) in x.chunks_exact(d).zip(out).enumerate() {
-                    unit_row(x, piece * rows + i, normalize, &mut unit)?;
-                    let unit = &unit[..d];
-                    *out = -0.5 * lane_sum(d, |i| (unit[i] - mean[i]) * (unit[i] - mean[i]));
-                }
-                Ok::<(), RowError>(())
-            },
-        )?;
+        dispatch(Deficits { x, first: piece * rows, mean, normalize, out, unit: &mut vec![0.0; d] })?;
         Ok(())
     });
     in_order(pieces.collect())?;
     Ok(())
+}
+
+struct Deficits<'a, T> {
+    x: &'a [T],
+    first: usize,
+    mean: &'a [f64],
+    normalize: bool,
+    out: &'a mut [f64],
+    unit: &'a mut [f64],
+}
+
+impl<T: Real> Kernel for Deficits<'_, T> {
+    type Output = Result<(), RowError>;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Self::Output {
+        let (d, mean) = (self.mean.len(), self.mean);
+        for ((row, x), out) in (self.first..).zip(self.x.chunks_exact(d)).zip(self.out) {
+            unit_row(x, row, self.normalize, self.unit)?;
+            let unit = &self.unit[..d];
+            *out = -0.5 * lane_sum(d, |i| (unit[i] - mean[i]) * (unit[i] - mean[i]));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::rows::{Real, lane_sum};
 use crate::cancel::{Cancel, Cancelled};
+use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::rng::{Draws, fill_normals, ln, ln_1p};
 
 /// The rejection sampler of W = mu·x, whose density is proportional to exp(kappa w) (1 - w²)^{(d-3)/2}.
@@ -64,9 +65,25 @@ pub fn sample<T: Real>(
     out.par_chunks_mut(rows * d).enumerate().try_for_each(|(chunk, out)| {
         cancel.check()?;
         let first = first_row + (chunk * rows) as u64;
-        pulp::Arch::new().dispatch(|| sample_rows(out, mean, &cosine, (seed, stream, first)));
+        dispatch(SampleRows { out, mean, cosine: &cosine, key: (seed, stream, first) });
         Ok(())
     })
+}
+
+struct SampleRows<'a, T> {
+    out: &'a mut [T],
+    mean: &'a [f64],
+    cosine: &'a Cosine,
+    key: (u64, u32, u64),
+}
+
+impl<T: Real> Kernel for SampleRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        sample_rows(self.out, self.mean, self.cosine, self.key);
+    }
 }
 
 #[inline(always)]
