@@ -60,7 +60,7 @@ format: need $(VENV)/.stamp-lint
 	$(BIN)/ruff format
 
 docs: need $(VENV)/.stamp-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "wrote site/index.html"
 
 wheel: need $(VENV)/.stamp-build

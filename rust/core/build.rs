@@ -58,7 +58,8 @@ fn main() {
         above - &row[j] * ratio((2 * j + k) as i64, 1)
     });
     table(&mut out, "G", "`G[k]`: the derivative of `p_k(s) / r^k` in v, times `r^(k+2) / v`; `r = hypot(v, x)`.", &g);
-    writeln!(out, "/// Terms of the longest expansion in use.\npub const TERMS: usize = {TERMS};").expect("a string grows");
+    writeln!(out, "/// Terms of the longest expansion in use.\npub const TERMS: usize = {TERMS};")
+        .expect("a string grows");
     for (name, step, nodes) in [("NEAR", 0.2, 23), ("MIDDLE", 2.0 / 11.0, 18), ("FAR", 1.0 / 7.0, 17)] {
         let rows: Vec<String> = (1..nodes)
             .map(|j| {

@@ -142,7 +142,9 @@ def iv_ratio(v: ArrayLike, x: ArrayLike, *, out: NDArray | None = None, threads:
     return _elementwise("iv_ratio", v, x, out, threads)
 
 
-def iv_ratio_complement(v: ArrayLike, x: ArrayLike, *, out: NDArray | None = None, threads: int | None = None) -> Any:
+def iv_ratio_complement(
+    v: ArrayLike, x: ArrayLike, *, out: NDArray | None = None, threads: int | None = None
+) -> Any:
     """One less the ratio, 1 - I_{v+1}(x) / I_v(x), with all its digits where the ratio is near one.
 
     Relative error below 1e-13. Arguments as for `iv_ratio`.
@@ -172,7 +174,9 @@ def kv_ratio(v: ArrayLike, x: ArrayLike, *, out: NDArray | None = None, threads:
     return _elementwise("kv_ratio", v, x, out, threads)
 
 
-def log_kv_ratio(v: ArrayLike, x: ArrayLike, *, out: NDArray | None = None, threads: int | None = None) -> Any:
+def log_kv_ratio(
+    v: ArrayLike, x: ArrayLike, *, out: NDArray | None = None, threads: int | None = None
+) -> Any:
     """Logarithm of K_{v+1}(x) / K_v(x), also where the ratio leaves float64. Arguments as for `kv_ratio`.
 
     Examples
@@ -395,7 +399,9 @@ def _real_arrays(names: tuple[str, ...], values: tuple[ArrayLike, ...]) -> tuple
         arrays.append(array)
     # Python numbers take part with their value's kind only, as in numpy's own functions.
     kinds = [v if type(v) in (int, float, bool) else a.dtype for v, a in zip(values, arrays, strict=False)]
-    narrow = np.result_type(*kinds) in (np.float32, np.float16) and any(isinstance(k, np.dtype) for k in kinds)
+    narrow = np.result_type(*kinds) in (np.float32, np.float16) and any(
+        isinstance(k, np.dtype) for k in kinds
+    )
     return arrays, np.dtype(np.float32 if narrow else np.float64)
 
 

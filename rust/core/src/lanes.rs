@@ -208,7 +208,15 @@ mod x86 {
     }
 
     impl Lanes for Four {
-        shared!(4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_fmadd_pd, _mm256_fnmadd_pd, _mm256_sqrt_pd);
+        shared!(
+            4,
+            _mm256_set1_pd,
+            _mm256_loadu_pd,
+            _mm256_storeu_pd,
+            _mm256_fmadd_pd,
+            _mm256_fnmadd_pd,
+            _mm256_sqrt_pd
+        );
         type Mask = __m256d;
 
         #[inline(always)]
@@ -280,7 +288,15 @@ mod x86 {
     }
 
     impl Lanes for Eight {
-        shared!(8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_fmadd_pd, _mm512_fnmadd_pd, _mm512_sqrt_pd);
+        shared!(
+            8,
+            _mm512_set1_pd,
+            _mm512_loadu_pd,
+            _mm512_storeu_pd,
+            _mm512_fmadd_pd,
+            _mm512_fnmadd_pd,
+            _mm512_sqrt_pd
+        );
         type Mask = __mmask8;
 
         #[inline(always)]

@@ -166,13 +166,7 @@ struct Buffers {
 
 impl Buffers {
     fn new() -> Self {
-        Self {
-            v: [1.0; ROOM],
-            x: [1.0; ROOM],
-            class: [0.0; ROOM],
-            members_v: [1.0; ROOM],
-            members_x: [1.0; ROOM],
-        }
+        Self { v: [1.0; ROOM], x: [1.0; ROOM], class: [0.0; ROOM], members_v: [1.0; ROOM], members_x: [1.0; ROOM] }
     }
 
     #[inline(always)]
@@ -291,17 +285,17 @@ pub fn with_care<F: Bessel>(v: f64, x: f64) -> f64 {
     if x == 0.0 || x.is_infinite() || v.is_infinite() {
         return F::limit(v, x);
     }
-    if v >= RADIUS || x >= RADIUS || v.hypot(x) >= RADIUS {
+    if x >= 1e-290 && x < 1e150 && v < 1e150 {
+        // Came here for a sign or one by one: the same class as in an array, so the same bits.
+        let square = v.mul_add(v, x * x);
+        let uniform = LENGTHS.iter().filter(|(radius, _)| square >= radius * radius).count();
+        let range = F::RANGES.iter().filter(|&&begin| x >= begin).count();
+        let mut at = [v];
+        run_class::<F, f64>(if uniform > 0 { 3 + uniform } else { range }, &mut at, &[x], 1);
+        return at[0];
+    }
+    if v >= RADIUS || x >= RADIUS {
         return F::uniform::<f64, TERMS>(&Frame::extreme(v, x));
     }
-    if x < 1e-290 {
-        return F::small::<f64, 0>(v, x * 600f64.exp2(), 600.0);
-    }
-    let range = F::RANGES.iter().filter(|&&begin| x >= begin).count();
-    match range {
-        0 => F::small::<f64, 0>(v, x, 0.0),
-        1 => F::small::<f64, 1>(v, x, 0.0),
-        2 => F::small::<f64, 2>(v, x, 0.0),
-        _ => F::small::<f64, 3>(v, x, 0.0),
-    }
+    F::small::<f64, 0>(v, x * 600f64.exp2(), 600.0)
 }

@@ -157,4 +157,3 @@ impl<const ORDER: usize> Bessel for DerivativeK<ORDER> {
         }
     }
 }
-

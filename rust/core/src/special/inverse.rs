@@ -36,11 +36,7 @@ pub fn iv_ratio_inverse(v: f64, ratio: f64, complement: f64) -> f64 {
         let left = with_care::<RatioI<true>>(v, x);
         // 1 - r^2 - (2v+1) r / x cancels for large x, where the leading term is enough to converge on.
         let slope = if x < 1e5 * (v + 1.0) { left * (1.0 + at) - 2.0 * a * at / x } else { a / x / x };
-        let next = if ratio <= 0.5 {
-            x + (ratio - at) / slope
-        } else {
-            x / (1.0 + (complement - left) / (slope * x))
-        };
+        let next = if ratio <= 0.5 { x + (ratio - at) / slope } else { x / (1.0 + (complement - left) / (slope * x)) };
         let next = if next.is_nan() { 0.5 * (low + high) } else { next.clamp(low, high) };
         let step = (next - x).abs();
         x = next;
@@ -50,4 +46,3 @@ pub fn iv_ratio_inverse(v: f64, ratio: f64, complement: f64) -> f64 {
     }
     x
 }
-

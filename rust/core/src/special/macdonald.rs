@@ -82,8 +82,7 @@ fn climb<L: Lanes>(v: L, n: L, start: Dual<L>, next: Dual<L>, a: L, b: L) -> Cli
         let active = (step - L::splat(0.5)).lt(n);
         let order = mu + step;
         let factor = order * b;
-        let up =
-            Dual { at: factor.fma(above.at, behind.at), d: factor.fma(above.d, b.fma(above.at, behind.d)) };
+        let up = Dual { at: factor.fma(above.at, behind.at), d: factor.fma(above.d, b.fma(above.at, behind.d)) };
         behind = Dual { at: a * above.at, d: a * above.d }.or(active, behind);
         here = above.or(active, here);
         above = up.or(active, above);
@@ -151,16 +150,13 @@ fn temme<L: Lanes>(mu: L, log_half_x: L, q: L) -> (Dual<L>, Dual<L>) {
     let d_cosh = -(log_inverse * shrink);
     let inner = cosh.fma(gamma_1, sinhc.at * log_inverse * gamma_2);
     let two_log = log_inverse + log_inverse;
-    let d_inner = d_cosh.fma(gamma_1, cosh * d_gamma_1)
-        + log_inverse * (sinhc.d * two_log).fma(gamma_2, sinhc.at * d_gamma_2);
+    let d_inner =
+        d_cosh.fma(gamma_1, cosh * d_gamma_1) + log_inverse * (sinhc.d * two_log).fma(gamma_2, sinhc.at * d_gamma_2);
     let both = plus * minus;
     let d_both = d_plus.fma(minus, plus * d_minus);
     let mut f = Dual { at: both * inner, d: d_both.fma(inner, both * d_inner) };
     let mut p = Dual { at: half * plus, d: half * d_plus };
-    let mut o = Dual {
-        at: half * minus * shrink,
-        d: half * shrink * (d_minus - minus * two_log),
-    };
+    let mut o = Dual { at: half * minus * shrink, d: half * shrink * (d_minus - minus * two_log) };
     let (mut k0, mut k1) = (f, p);
     let mut c = one;
     for k in 1..=TEMME_TERMS {
@@ -210,8 +206,7 @@ pub fn macdonald<L: Lanes, const RANGE: usize>(v: L, x: L, lift: f64) -> Macdona
     if RANGE == 0 {
         let log_x = log(x);
         let down = L::splat(-(lift + 1.0));
-        let log_half_x =
-            Pair { hi: log_x.hi + down * L::splat(LN_2.hi), lo: log_x.lo + down * L::splat(LN_2.lo) };
+        let log_half_x = Pair { hi: log_x.hi + down * L::splat(LN_2.hi), lo: log_x.lo + down * L::splat(LN_2.lo) };
         let q = if lift == 0.0 { L::splat(0.25) * x * x } else { L::splat(0.0) };
         let (start, next) = temme(mu, log_half_x.value(), q);
         let climbed = climb(v, n, start, next, q, L::splat(1.0));
