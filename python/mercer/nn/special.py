@@ -20,7 +20,7 @@ Example:
     >>> x = torch.tensor([0.5, 50.0, 5000.0], dtype=torch.float64, requires_grad=True)
     >>> special.log_iv(191.0, x).sum().backward()  # I_191(0.5) is 1e-470, I_191(5000) is 1e2168
     >>> x.grad
-    tensor([382.0013,   3.9509,   1.0006], dtype=torch.float64)
+    tensor([382.0013,   3.9481,   1.0006], dtype=torch.float64)
 """
 
 from __future__ import annotations
@@ -166,10 +166,7 @@ def _prepare(v: Number, x: Number, what: str) -> tuple[torch.Tensor, torch.Tenso
     tensors = [t for t in given.values() if isinstance(t, torch.Tensor)]
     if not tensors:
         raise TypeError(f"v or {what} must be a tensor: mercer.special takes numbers and arrays")
-    # A tensor of no dimensions gives way to one that has some, a number to any tensor, as everywhere in torch.
-    dtype = torch.result_type(v, x)
-    if not dtype.is_floating_point:
-        dtype = torch.get_default_dtype()
+    dtype = _result_type(tensors)
     work = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     # A tensor without dimensions may live on the CPU beside others on a device.
     device = next((t.device for t in tensors if t.dim() > 0), tensors[-1].device)
@@ -183,22 +180,41 @@ def _prepare(v: Number, x: Number, what: str) -> tuple[torch.Tensor, torch.Tenso
     return v, x, dtype
 
 
-@torch.library.custom_op("mercer::log_bessel", mutates_args=())
+def _result_type(tensors: list[torch.Tensor]) -> torch.dtype:
+    """torch.result_type for real functions, in words that torch.compile follows: a tensor of no dimensions gives way
+    to one that has some, a number to any tensor, whole numbers to the default dtype."""
+    floats = [t for t in tensors if t.is_floating_point()]
+    if not floats:
+        return torch.get_default_dtype()
+    dtypes = [t.dtype for t in floats if t.dim() > 0] or [t.dtype for t in floats]
+    return torch.promote_types(dtypes[0], dtypes[-1])
+
+
 def _log_bessel(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The function of that name over tensors of one shape and dtype, differentiable."""
+    return _LogBessel.apply(name, v, x)
+
+
+@torch.library.custom_op("mercer::log_bessel", mutates_args=())
+def _log_bessel_op(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return _dispatch.log_bessel(name, v, x)
 
 
-@_log_bessel.register_fake
+@_log_bessel_op.register_fake
 def _(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-@torch.library.custom_op("mercer::iv_ratio_inverse", mutates_args=())
 def _ratio_inverse(v: torch.Tensor, ratio: torch.Tensor, complement: torch.Tensor | None) -> torch.Tensor:
+    return _RatioInverse.apply(v, ratio, complement)
+
+
+@torch.library.custom_op("mercer::iv_ratio_inverse", mutates_args=())
+def _ratio_inverse_op(v: torch.Tensor, ratio: torch.Tensor, complement: torch.Tensor | None) -> torch.Tensor:
     return _dispatch.ratio_inverse(v, ratio, complement)
 
 
-@_ratio_inverse.register_fake
+@_ratio_inverse_op.register_fake
 def _(v: torch.Tensor, ratio: torch.Tensor, complement: torch.Tensor | None) -> torch.Tensor:
     return torch.empty(ratio.shape, dtype=ratio.dtype, device=ratio.device)
 
@@ -292,59 +308,64 @@ _DERIVATIVES: dict[str, tuple[Derivative, Derivative]] = {
 }
 
 
-def _keep_bessel(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.name, v, x = inputs
-    ctx.save_for_backward(v, x)
+class _LogBessel(torch.autograd.Function):
+    """A Function around the operator, not the operator's own autograd: torch.func takes only this."""
+
+    @staticmethod
+    def forward(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return _log_bessel_op(name, v, x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.name, v, x = inputs
+        ctx.save_for_backward(v, x)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):  # type: ignore[no-untyped-def, override]
+        v, x = ctx.saved_tensors
+        dx, dv = _DERIVATIVES[ctx.name]
+        grads = []
+        for needed, derivative in ((ctx.needs_input_grad[1], dv), (ctx.needs_input_grad[2], dx)):
+            if not needed:
+                grads.append(None)
+            elif derivative is None:
+                # Autograd asks for both gradients even where the caller wants the other one: no place to raise.
+                grads.append(torch.full_like(x, torch.nan))
+            else:
+                # The chain rule's 0 times an infinite slope (at x = 0) is 0: nothing depends on that element.
+                grads.append(torch.where(grad == 0, 0.0, grad * derivative(v, x)))
+        return None, *grads
+
+    @staticmethod
+    def vmap(info, in_dims, name: str, v: torch.Tensor, x: torch.Tensor):  # type: ignore[no-untyped-def]
+        return _LogBessel.apply(name, *_same_batch(info, in_dims[1:], (v, x))), 0
 
 
-def _bessel_backward(ctx, grad: torch.Tensor):  # type: ignore[no-untyped-def]
-    v, x = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    dx, dv = _DERIVATIVES[ctx.name]
-    grads = []
-    for needed, derivative in ((wanted[1], dv), (wanted[2], dx)):
-        if not needed:
-            grads.append(None)
-        elif derivative is None:
-            # Autograd asks for both gradients even where the caller wants the other one: no place to raise.
-            grads.append(torch.full_like(x, torch.nan))
-        else:
-            # The chain rule's 0 times an infinite slope (at x = 0) is 0: nothing depends on that element.
-            grads.append(torch.where(grad == 0, 0.0, grad * derivative(v, x)))
-    return None, *grads
+class _RatioInverse(torch.autograd.Function):
+    @staticmethod
+    def forward(v: torch.Tensor, ratio: torch.Tensor, complement: torch.Tensor | None) -> torch.Tensor:
+        return _ratio_inverse_op(v, ratio, complement)
 
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        v, _, _ = inputs
+        ctx.save_for_backward(v, output)
 
-_log_bessel.register_autograd(_bessel_backward, setup_context=_keep_bessel)
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):  # type: ignore[no-untyped-def, override]
+        v, x = ctx.saved_tensors
+        by_ratio = grad / _ratio_dx(v, x)
+        by_v = -by_ratio * _ratio_dv(v, x) if ctx.needs_input_grad[0] else None
+        return by_v, by_ratio if ctx.needs_input_grad[1] else None, None
 
-
-def _keep_inverse(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    v, ratio, _ = inputs
-    ctx.save_for_backward(v, output)
-
-
-def _inverse_backward(ctx, grad: torch.Tensor):  # type: ignore[no-untyped-def]
-    v, x = ctx.saved_tensors
-    by_ratio = grad / _ratio_dx(v, x)
-    by_v = -by_ratio * _ratio_dv(v, x) if ctx.needs_input_grad[0] else None
-    return by_v, by_ratio if ctx.needs_input_grad[1] else None, None
-
-
-_ratio_inverse.register_autograd(_inverse_backward, setup_context=_keep_inverse)
+    @staticmethod
+    def vmap(info, in_dims, v: torch.Tensor, ratio: torch.Tensor, complement):  # type: ignore[no-untyped-def]
+        if complement is None:
+            return _RatioInverse.apply(*_same_batch(info, in_dims[:2], (v, ratio)), None), 0
+        return _RatioInverse.apply(*_same_batch(info, in_dims, (v, ratio, complement))), 0
 
 
 def _same_batch(info, dims, tensors):  # type: ignore[no-untyped-def]
     """Every tensor with the batch in front, expanded where it had none."""
     moved = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
     return [t.expand(info.batch_size, *t.shape) if d is None else t for t, d in zip(moved, dims, strict=True)]
-
-
-@_log_bessel.register_vmap
-def _(info, in_dims, name: str, v: torch.Tensor, x: torch.Tensor):  # type: ignore[no-untyped-def]
-    return _log_bessel(name, *_same_batch(info, in_dims[1:], (v, x))), 0
-
-
-@_ratio_inverse.register_vmap
-def _(info, in_dims, v: torch.Tensor, ratio: torch.Tensor, complement):  # type: ignore[no-untyped-def]
-    if complement is None:
-        return _ratio_inverse(*_same_batch(info, in_dims[:2], (v, ratio)), None), 0
-    return _ratio_inverse(*_same_batch(info, in_dims, (v, ratio, complement))), 0
