@@ -29,10 +29,15 @@ class Shim:
         compiler = shutil.which("g++")
         if compiler is None:
             raise FileNotFoundError("g++")
+        # Macros first: a source may stamp its kernels out.
+        done = subprocess.run([compiler, "-E", "-P", "-x", "c++", "-"], input=source, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        source = done.stdout
         self._parameters = {name: _split(parameters) for name, parameters in KERNEL.findall(source)}
         source = DYNAMIC.sub(r"\1* \2 = static_cast<\1*>(shim::dynamic_shared());", source)
         unit, library = folder / "kernel.cpp", folder / "kernel.so"
-        unit.write_text(f'#line 1 "kernel.cu"\n{source}\n{"".join(map(self._launcher, self._parameters))}')
+        unit.write_text(source + "".join(map(self._launcher, self._parameters)))
         # No contraction, as NVRTC is told too: error-free sums and products mean what they say.
         options = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-pthread", "-shared", "-fPIC", "-w"]
         done = subprocess.run(

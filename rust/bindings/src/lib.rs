@@ -18,7 +18,7 @@ mod _core {
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
-    const CUDA_SOURCES: &[(&str, &str)] = &[];
+    const CUDA_SOURCES: &[(&str, &str)] = &[("log_bessel", include_str!("../../../cuda/log_bessel.cu"))];
 
     /// The CUDA source of a kernel family.
     #[pyfunction]
