@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mercer
 from mercer import special
 from tests.special import bessel_truth as truth
 
@@ -353,3 +354,14 @@ def test_ctrl_c_stops_within_a_second():
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - start < 1.5
+
+
+def test_reference_backend_is_another_implementation_with_the_same_values():
+    v, x = np.array([0.0, 0.3, 30.0, 700.0]), np.array([0.5, 20.0, 31.0, 900.0])
+    for name in ELEMENTWISE:
+        fast = getattr(special, name)(v, x)
+        with mercer.backend("reference"):
+            plain = getattr(special, name)(v, x)
+        assert np.all(abs(plain - fast) <= 3e-12 * np.maximum(1, abs(fast))), name
+    with mercer.backend("reference"):
+        np.testing.assert_allclose(special.iv_ratio_inverse(v, special.iv_ratio(v, x)), x, rtol=1e-9)
