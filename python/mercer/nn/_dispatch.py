@@ -1,0 +1,78 @@
+"""Picks the implementation an operation runs on: Rust for tensors on the CPU, CUDA on a GPU, the plain reference where
+``mercer.backend("reference")`` asks for it. The only module of ``mercer.nn`` that meets the extension.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mercer import _core, special
+from mercer._backend import is_reference
+from mercer.special import _reference
+
+__all__ = ["cuda_source", "log_bessel", "ratio_inverse"]
+
+
+def cuda_source(family: str) -> str:
+    """The CUDA source of a kernel family, as it travels inside the extension."""
+    return _core.cuda_source(family)
+
+
+def log_bessel(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The function of that name, elementwise.
+
+    Args:
+        name: A function of :mod:`mercer.special`, or ``log_iv_dx1`` … ``log_kv_dx4`` for derivatives in x.
+        v: float32 or float64.
+        x: Of the same shape, dtype and device.
+
+    Returns:
+        A new contiguous tensor like x.
+
+    Raises:
+        ValueError: As in :mod:`mercer.special`.
+    """
+    if is_reference():
+        return _on_cpu(_reference.evaluate, name, v, x)
+    if x.device.type == "cpu":
+        return _in_rust(name, v, x)
+    if x.device.type == "cuda":
+        from mercer.nn import _cuda
+
+        return _cuda.log_bessel(name, v, x)
+    return _on_cpu(_numpy_function, name, v, x)
+
+
+def ratio_inverse(v: torch.Tensor, ratio: torch.Tensor, complement: torch.Tensor | None) -> torch.Tensor:
+    """x with I_{v+1}(x) / I_v(x) = ratio, elementwise: a root search, run on the CPU wherever the tensors are."""
+    invert = _reference.iv_ratio_inverse if is_reference() else special.iv_ratio_inverse
+    c = None if complement is None else _array(complement)
+    found = np.asarray(invert(_array(v), _array(ratio), complement=c))
+    return torch.from_numpy(found).to(ratio).reshape(ratio.shape)
+
+
+def _in_rust(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _numpy_function(name, _array(v), _array(x), out=out.numpy())
+    return out
+
+
+def _numpy_function(name: str, v: np.ndarray, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    function, _, order = name.partition("_dx")
+    if not order:
+        return getattr(special, name)(v, x, out=out)
+    result = getattr(special, f"{function}_derivatives")(v, x, order=int(order))[int(order) - 1]
+    if out is None:
+        return result
+    out[...] = result
+    return out
+
+
+def _on_cpu(function, name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    return torch.from_numpy(np.asarray(function(name, _array(v), _array(x)))).to(x).reshape(x.shape)
+
+
+def _array(t: torch.Tensor) -> np.ndarray:
+    """The same memory for tensors on the CPU, broadcast dimensions included."""
+    return t.detach().cpu().resolve_neg().numpy()

@@ -1,0 +1,8 @@
+"""The chapters, in the order they are run and shown. A new one is a module and a line here."""
+
+from __future__ import annotations
+
+from mercer.tour import directions
+from mercer.tour.chapter import Chapter
+
+CHAPTERS: tuple[Chapter, ...] = (directions.CHAPTER,)
