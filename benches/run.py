@@ -80,9 +80,10 @@ def section(bench, rows: list[Row], *, quick: bool) -> str:
     lines.append("")
     for peer, threads in dict.fromkeys((row.peer, row.threads) for row in rows):
         ratios = [row.ratio for row in rows if (row.peer, row.threads) == (peer, threads)]
+        plural = "s" * (threads != 1)
         lines.append(
-            f"Against {peer} on {threads} thread{'s' * (threads != 1)}, {len(ratios)} ratios: median "
-            f"**{statistics.median(ratios):.3g}**, best {max(ratios):.3g}, least {min(ratios):.3g}.\n"
+            f"Against {peer} on {threads} thread{plural}: median ratio **{statistics.median(ratios):.3g}** "
+            f"of {len(ratios)}, best {max(ratios):.3g}, least {min(ratios):.3g}.\n"
         )
     command = f'make bench ARGS="{name}{" --quick" * quick}"'
     lines.append(f"{datetime.date.today()}, `{command}`, {machine()}.")

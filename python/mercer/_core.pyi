@@ -10,3 +10,38 @@ def cuda_source(name: str) -> str: ...
 def first_negative(values: NDArray) -> int | None: ...
 def num_threads() -> int: ...
 def simd_level() -> str: ...
+def vmf_cosine_deficit(
+    x: NDArray, mean: NDArray, normalize: bool, first_row: int = 0, threads: int | None = None
+) -> NDArray: ...
+def vmf_expectation(
+    x: NDArray,
+    directions: NDArray,
+    concentrations: NDArray,
+    log_scales: NDArray,
+    normalize: bool,
+    *,
+    hard: bool = False,
+    sums: bool = False,
+    log_prob: NDArray | None = None,
+    responsibilities: NDArray | None = None,
+    labels: NDArray | None = None,
+    first_row: int = 0,
+    threads: int | None = None,
+) -> tuple[float, NDArray, NDArray, NDArray | None]: ...
+def vmf_moments(
+    x: NDArray,
+    weights: NDArray | None,
+    pivot: NDArray,
+    normalize: bool,
+    first_row: int = 0,
+    threads: int | None = None,
+) -> tuple[float, float, float, NDArray]: ...
+def vmf_sample(
+    out: NDArray,
+    mean: NDArray,
+    kappa: float,
+    seed: int,
+    stream: int,
+    first_row: int,
+    threads: int | None = None,
+) -> None: ...

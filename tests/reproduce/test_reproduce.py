@@ -22,11 +22,16 @@ def held(quantity="error", **changes):
 def planned(monkeypatch):
     """Makes `log-bessel`'s reproduction one that returns the rows it is given."""
 
-    def plant(rows, plot=lambda evidence, figure: figure.subplots().plot(evidence.figures["curve"])):
+    def draw(evidence, figure):
+        figure.subplots().plot(evidence.figures["curve"])
+
+    def plant(rows, plot=draw, fails=None):
         module = types.ModuleType("mercer.reproduce.log_bessel")
 
         def run(*, quick, progress):
             progress("measuring", 0.5)
+            if fails:
+                raise fails
             return Evidence("log-bessel", rows, seed=7, figures={"curve": np.arange(3.0)})
 
         module.run, module.plot = run, plot
@@ -115,6 +120,16 @@ def test_the_plain_table_says_what_the_rich_one_says(planned, monkeypatch, capsy
 def test_a_row_that_says_too_little_is_refused(changes):
     with pytest.raises(ValueError, match="must"):
         held(**changes)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(ImportError("needs mpmath"), 1, "needs mpmath"), (KeyboardInterrupt(), 130, "stopped")],
+)
+def test_a_run_that_cannot_end_says_so_in_one_line(planned, raised, code, said, tmp_path, capsys):
+    planned(held_rows(), fails=raised)
+    assert reproduce.run_and_report("log-bessel", out=tmp_path) == code
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_unknown_and_planned_slugs_exit_2(capsys):

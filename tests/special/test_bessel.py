@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import mpmath as mp
@@ -278,6 +281,26 @@ def test_same_bits_for_any_number_of_threads_and_any_place(name):
     np.testing.assert_array_equal(f(v, x, threads=3), one)
     np.testing.assert_array_equal(f(v[17:], x[17:]), one[17:])
     np.testing.assert_array_equal([f(a, b) for a, b in zip(v[:50], x[:50], strict=True)], one[:50])
+
+
+def test_same_bits_at_every_vector_width():
+    """What eight lanes compute, four and one do as well: in processes that keep the wider instructions out."""
+    script = (
+        "import sys, numpy as np, mercer\n"
+        "from mercer import special\n"
+        "rng = np.random.default_rng(8)\n"
+        "v, x = 10 ** rng.uniform(-2, 4, 3000), 10 ** rng.uniform(-2, 4, 3000)\n"
+        f"for name in {ELEMENTWISE}:\n"
+        "    sys.stdout.buffer.write(getattr(special, name)(v, x).tobytes())\n"
+    )
+    outputs = {
+        level: subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "MERCER_SIMD": level}, capture_output=True, check=True
+        ).stdout
+        for level in ("", "avx2", "scalar")
+    }
+    assert len(outputs[""]) == 3000 * 8 * len(ELEMENTWISE)
+    assert outputs[""] == outputs["avx2"] == outputs["scalar"]
 
 
 ORDER = st.one_of(st.just(0.0), st.floats(0, 1e7), st.floats(1e-3, 60))

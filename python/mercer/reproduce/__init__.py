@@ -233,7 +233,14 @@ def run_and_report(slug: str, *, out: str | Path | None = None, quick: bool = Fa
     except LookupError as error:
         print(f"error: {error.args[0]}", file=sys.stderr)
         return 2
-    evidence = execute(slug, quick=quick, progress=_narrate)
+    try:
+        evidence = execute(slug, quick=quick, progress=_narrate)
+    except ImportError as error:  # An optional package: its message says which.
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped: nothing was written", file=sys.stderr)
+        return 130
     show(evidence)
     if out is not None:
         for path in filter(None, write(evidence, out)):

@@ -1,6 +1,7 @@
 //! `mercer._core`: checks arguments, releases the GIL, polls for Ctrl-C, calls `mercer-core`. No arithmetic.
 #![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
 
+mod directional;
 mod interrupt;
 mod special;
 
@@ -13,6 +14,8 @@ mod _core {
 
     #[pymodule_export]
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};
+    #[pymodule_export]
+    use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
     const CUDA_SOURCES: &[(&str, &str)] = &[("log_bessel", include_str!("../../../cuda/log_bessel.cu"))];

@@ -66,7 +66,7 @@ def vmf(case: Case, arrays: Arrays) -> Iterator[Check]:
     from mercer.density import VonMisesFisher, kappa_banerjee, kappa_mle, kappa_sra
 
     d, r, kappa = arrays["d"], arrays["r_bar"], arrays["kappa_mle"]
-    # 1/(1 - r) is what the last bit of r is worth; for kappa itself the reference asks for 1e-12 to r = 0.9999.
+    # 1/(1 - r) is what the last bit of r is worth; of kappa itself the reference asks 1e-12 to r = 0.9999.
     loose = 4e-16 / (1 - r) + 1e-12
     strict = np.where(r <= 0.9999, 1e-12, loose)
     estimators = {
@@ -83,7 +83,7 @@ def vmf(case: Case, arrays: Arrays) -> Iterator[Check]:
     fitted = [_on_first_axis(VonMisesFisher, dim, k) for dim, k in zip(d, kappa, strict=True)]
     true = arrays["log_norm_const"]
     scale = np.maximum(1.0, np.abs(true))
-    # The reference took it at the unrounded kappa: what kappa's last bit is worth, A(kappa) = r, comes on top.
+    # True at the unrounded kappa, of which the table keeps float64: d log C / d kappa = -A = -r.
     bar = 1e-13 * scale + HALF_ULP * kappa * r
     got = [p.log_norm_const() for p in fitted]
     yield worst("log_norm_const", got, true, bar, "1e-13 max(1,|t|) + half an ulp of kappa")
