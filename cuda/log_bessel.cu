@@ -12,11 +12,9 @@
 namespace {
 
 constexpr double RADIUS = 25.0;
-constexpr int TERMS = 18;
 constexpr double SMALLEST = 2.2250738585072014e-308;
-constexpr double INFINITE = __builtin_huge_val();
 
-// Coefficients of p_k in rising powers of t^2, k = 1 .. TERMS, row after row: DLMF 10.41.10 in exact rationals, rounded.
+// Coefficients of p_k in rising powers of t^2, k = 1 .. 18, row after row: DLMF 10.41.10 in exact rationals, rounded.
 __constant__ double U[189] = {
     // k = 1
     0.125, -0.20833333333333334,
@@ -154,6 +152,9 @@ __constant__ double LOG_TAIL[8] = {
     0.4, 0.28571428571429364, 0.22222222221655885, 0.18181818335392802, 0.1538459496251843, 0.1333480469384731,
     0.11706236339491206, 0.11723178623876518,
 };
+
+__device__ __forceinline__ double infinity() { return __longlong_as_double(0x7FF0000000000000LL); }
+__device__ __forceinline__ double not_a_number() { return __longlong_as_double(0x7FF8000000000000LL); }
 
 // Error-free arithmetic
 
@@ -641,38 +642,38 @@ __host__ __device__ constexpr bool second_kind(int f) {
 // At an infinite order, or an argument of zero or infinity
 template <int F>
 __device__ double limit(double v, double x) {
-    const bool far = x == INFINITE;
-    if (far && v == INFINITE) return __longlong_as_double(0x7FF8000000000000LL);
+    const bool far = x == infinity();
+    if (far && v == infinity()) return not_a_number();
     switch (F) {
-        case LOG_IV: return x == 0.0 && v == 0.0 ? 0.0 : far ? INFINITE : -INFINITE;
-        case LOG_IVE: return x == 0.0 && v == 0.0 ? 0.0 : -INFINITE;
-        case LOG_KV: case LOG_KVE: return far ? -INFINITE : INFINITE;
+        case LOG_IV: return x == 0.0 && v == 0.0 ? 0.0 : far ? infinity() : -infinity();
+        case LOG_IVE: return x == 0.0 && v == 0.0 ? 0.0 : -infinity();
+        case LOG_KV: case LOG_KVE: return far ? -infinity() : infinity();
         case IV_RATIO: return far ? 1.0 : 0.0;
         case IV_RATIO_COMPLEMENT: return far ? 0.0 : 1.0;
-        case KV_RATIO: return far ? 1.0 : INFINITE;
-        case LOG_KV_RATIO: return far ? 0.0 : INFINITE;
-        case DLOG_IV_DV: return far ? -0.0 : -INFINITE;
-        case DLOG_KV_DV: return far || v == 0.0 ? 0.0 : INFINITE;
+        case KV_RATIO: return far ? 1.0 : infinity();
+        case LOG_KV_RATIO: return far ? 0.0 : infinity();
+        case DLOG_IV_DV: return far ? -0.0 : -infinity();
+        case DLOG_KV_DV: return far || v == 0.0 ? 0.0 : infinity();
     }
     const int order = (F - LOG_IV_DX1) % 4 + 1;
     if (far) return order > 1 ? 0.0 : second_kind(F) ? -1.0 : 1.0;
-    if (second_kind(F)) return -log_coefficient(order) * INFINITE;
+    if (second_kind(F)) return -log_coefficient(order) * infinity();
     if (v == 0.0) return order == 2 ? 0.5 : order == 4 ? -0.375 : 0.0;
-    return log_coefficient(order) * INFINITE;
+    return log_coefficient(order) * infinity();
 }
 
 template <int F>
 __device__ double evaluate(double v, double x) {
     double reflected = 1.0;
-    if (isnan(v) || isnan(x) || x < 0.0) return __longlong_as_double(0x7FF8000000000000LL);
+    if (isnan(v) || isnan(x) || x < 0.0) return not_a_number();
     if (v < 0.0) {  // K is even in v, I where v is whole
         const bool ratio = F >= IV_RATIO && F <= LOG_KV_RATIO;
         if (ratio || F == DLOG_IV_DV || (!second_kind(F) && v != rint(v)))
-            return __longlong_as_double(0x7FF8000000000000LL);
+            return not_a_number();
         v = -v;
         if (F == DLOG_KV_DV) reflected = -1.0;
     }
-    if (x == 0.0 || x == INFINITE || v == INFINITE) return reflected * limit<F>(v, x);
+    if (x == 0.0 || x == infinity() || v == infinity()) return reflected * limit<F>(v, x);
     const bool in_range = v < 1e150 && x < 1e150;
     const bool uniform = !in_range || fma(v, v, x * x) >= RADIUS * RADIUS;
     // A tiny argument is lifted by a power of two, exactly; squares of it are then left out.

@@ -198,7 +198,15 @@ def test_limits_at_zero_and_infinity():
     assert special.iv_ratio_inverse(3.0, 0.0) == 0
 
 
-ELEMENTWISE = [*LOGS, "iv_ratio", "iv_ratio_complement", "kv_ratio", "log_kv_ratio", "dlog_iv_dv", "dlog_kv_dv"]
+ELEMENTWISE = [
+    *LOGS,
+    "iv_ratio",
+    "iv_ratio_complement",
+    "kv_ratio",
+    "log_kv_ratio",
+    "dlog_iv_dv",
+    "dlog_kv_dv",
+]
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -215,7 +223,9 @@ def test_negative_orders_as_defined():
     np.testing.assert_array_equal(special.log_iv(-3, x), special.log_iv(3, x))
     np.testing.assert_array_equal(special.log_kv(-3.7, x), special.log_kv(3.7, x))
     np.testing.assert_array_equal(special.dlog_kv_dv(-3.7, x), -special.dlog_kv_dv(3.7, x))
-    np.testing.assert_array_equal(special.log_kv_derivatives(-3.7, x, 2), special.log_kv_derivatives(3.7, x, 2))
+    np.testing.assert_array_equal(
+        special.log_kv_derivatives(-3.7, x, 2), special.log_kv_derivatives(3.7, x, 2)
+    )
 
 
 def test_bad_input_is_named():
@@ -267,7 +277,9 @@ def test_any_memory_layout_and_out():
     for out in (np.empty((40, 50)), np.empty((50, 40)).T, np.empty((40, 100))[:, ::2]):
         assert special.log_kv(v, x, out=out) is out
         np.testing.assert_array_equal(out, want)
-    np.testing.assert_array_equal(special.log_kv(v, x, out=np.empty((40, 50), np.float32)), want.astype(np.float32))
+    np.testing.assert_array_equal(
+        special.log_kv(v, x, out=np.empty((40, 50), np.float32)), want.astype(np.float32)
+    )
     in_place = x.copy()
     special.log_kv(v, in_place, out=in_place)
     np.testing.assert_array_equal(in_place, want)
@@ -296,7 +308,10 @@ def test_same_bits_at_every_vector_width():
     )
     outputs = {
         level: subprocess.run(
-            [sys.executable, "-c", script], env={**os.environ, "MERCER_SIMD": level}, capture_output=True, check=True
+            [sys.executable, "-c", script],
+            env={**os.environ, "MERCER_SIMD": level},
+            capture_output=True,
+            check=True,
         ).stdout
         for level in ("", "avx2", "scalar")
     }

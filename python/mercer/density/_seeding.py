@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from mercer import _core
+from mercer import _checks, _core
 from mercer.density._rows import Rows
 
 __all__ = ["seed_directions", "take_sample"]
@@ -28,7 +28,7 @@ def take_sample(rows: Rows, least: int, normalize: bool, rng: np.random.Generato
             if n <= size
             else rows.array[np.sort(rng.choice(n, size, replace=False, shuffle=False))]
         )
-        return _unit(np.ascontiguousarray(picked), normalize)
+        return _unit(_checks.matrix("X", picked), normalize)
     # Reservoir sampling (Li 1994's algorithm R, by blocks): row i replaces a kept one with probability size
     # / (i+1).
     kept: list[np.ndarray] = []
@@ -78,14 +78,14 @@ def _plus_plus(sample: np.ndarray, k: int, rng: np.random.Generator, threads: in
             chosen.append(int(rng.integers(n)))
             continue
         steps = np.cumsum(gap)
-        best = None
+        best, best_gap = -1, gap
         for u in rng.random(2 + int(math.log(k))):
             candidate = int(min(np.searchsorted(steps, u * steps[-1], side="right"), n - 1))
             closer = np.minimum(gap, _gaps(sample, candidate, threads))
-            if best is None or closer.sum() < best[1].sum():
-                best = (candidate, closer)
-        chosen.append(best[0])
-        gap = best[1]
+            if best < 0 or closer.sum() < best_gap.sum():
+                best, best_gap = candidate, closer
+        chosen.append(best)
+        gap = best_gap
     return _float64_unit(sample[chosen])
 
 
@@ -104,6 +104,7 @@ def _spherical_kmeans(
             sample, directions, np.ones(k), np.ones(k), False, hard=True, sums=True, log_prob=cosine,
             labels=labels, threads=threads,
         )  # fmt: skip
+        assert sums is not None  # asked for
         if before is not None and np.array_equal(labels, before):
             break
         before = labels.copy()

@@ -38,7 +38,8 @@ def log_iv(v: ArrayLike, x: ArrayLike, *, out: NDArray | None = None, threads: i
         v: Order, >= 0; negative whole numbers are allowed (I_{-n} = I_n).
         x: Argument, >= 0. Broadcasts against `v`.
         out: Where to put the result: of the broadcast shape, float32 or float64.
-        threads: Threads to use, >= 1. Default: ``MERCER_NUM_THREADS``, else every core. The result does not depend on it.
+        threads: Threads to use, >= 1. Default: ``MERCER_NUM_THREADS``, else every core. The result does not
+            depend on it.
 
     Returns:
         float32 if both arguments are (Python numbers follow the other), else float64. NaN where an argument
@@ -300,7 +301,8 @@ def iv_ratio_inverse(
     flat = np.empty(result.size)
     operands = [_operand(a, shape, np.dtype(np.float64)) for a in arrays]
     if flat.size:
-        _core.bessel_ratio_inverse(*operands, flat, _threads(threads))
+        orders, ratios, rests = operands
+        _core.bessel_ratio_inverse(orders, ratios, rests, flat, _threads(threads))
     result[...] = flat.reshape(shape)
     return _finish(out, result)
 
