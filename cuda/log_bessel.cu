@@ -257,9 +257,10 @@ __device__ __forceinline__ Frame frame_of(double v, double x) {
     Frame f;
     const double down = power_of_2(-600), up = power_of_2(600);
     f.scale = fmax(v, x) > 1e150 ? down : 1.0;
-    const bool tiny = x < 1e-100;
-    f.lift = !tiny ? 0.0 : f.scale == 1.0 ? 600.0 : 1200.0;
-    f.lifted_x = tiny ? x * up : x * f.scale;
+    // So many powers of two that lifted_x over v + r stays normal.
+    const bool far = f.scale != 1.0;
+    f.lift = (x < 1e-100 ? 600.0 : 0.0) + (far && x < 1e100 ? 600.0 : 0.0);
+    f.lifted_x = x < 1e-100 ? x * up : !far || x < 1e100 ? x : x * down;
     f.v = v *= f.scale;
     f.x = x *= f.scale;
     const Pair square = plus(two_product(v, v), two_product(x, x));

@@ -116,11 +116,12 @@ impl Frame<f64> {
     pub fn extreme(v: f64, x: f64) -> Self {
         let (down, up) = ((-600f64).exp2(), 600f64.exp2());
         let scale = if v.max(x) > 1e150 { down } else { 1.0 };
-        let (lifted_x, lift) = match (x < 1e-100, scale == 1.0) {
-            (true, true) => (x * up, 600.0),
-            // What the scale would take away is what the lift gives back.
-            (true, false) => (x, 600.0),
-            (false, _) => (x * scale, 0.0),
+        // So many powers of two that lifted_x over v + r stays normal; what the scale takes away the lift gives back.
+        let (lifted_x, lift) = match (x < 1e-100, x < 1e100, scale == 1.0) {
+            (true, _, true) => (x * up, 600.0),
+            (true, _, false) => (x * up, 1200.0),
+            (_, true, false) => (x, 600.0),
+            _ => (x * scale, 0.0),
         };
         Self { scale, lifted_x, lift, ..Self::new(v * scale, x * scale) }
     }
