@@ -1,5 +1,5 @@
-"""von Mises-Fisher: `scipy.stats.vonmises_fisher` in the dimensions where it works, and one EM iteration of a mixture
-against the same step in plain NumPy (float32 products by its BLAS, on two threads).
+"""von Mises-Fisher against `scipy.stats.vonmises_fisher` in the dimensions where that works, and two passes of a
+mixture's EM against the same in plain NumPy (float32 products by its BLAS, on two threads).
 """
 
 from __future__ import annotations
@@ -75,6 +75,6 @@ def rows(quick: bool) -> Iterator[Row]:
             numpy_em(X, *numpy_em(X, *start))
 
         yield compare(
-            f"two EM passes, d = {d}, K = {k}, n = {len(X)}, float32", "numpy", ours=two_expectations, theirs=twice,
-            elements=2 * X.size, threads=2, rounds=rounds, note="ours checks every row and sums in float64",
+            f"two EM passes, d = {d}, K = {k}, n = {len(X)}, float32", "numpy",
+            ours=two_expectations, theirs=twice, elements=2 * X.size, threads=2, rounds=rounds, note="ours checks every row and sums in float64",
         )  # fmt: skip
