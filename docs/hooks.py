@@ -16,18 +16,19 @@ def on_page_markdown(markdown, page, config, files):
 
 def _section(evidence):
     slug, rows = evidence["slug"], evidence["rows"]
-    lines = [
-        f"## {slug}",
-        "",
-        "| claim | unit | baseline | mercer | paper | better | holds here |",
-        "|" + " --- |" * 7,
+    lines = [f"## {slug}", ""]
+    if (EVIDENCE / f"{slug}.png").exists():
+        lines += [f"![What {slug} measured](evidence/{slug}.png)", ""]
+    lines += [
+        "| claim | unit | baseline | mercer | spread | paper | better | holds here |",
+        "|" + " --- |" * 8,
     ]
     for row in rows:
-        cells = [row["quantity"], row["unit"], *(_number(row[key]) for key in ("baseline", "ours", "paper"))]
+        spread = " .. ".join(map(_number, row["spread"] or ()))
+        measured = (_number(row["baseline"]), _number(row["ours"]), spread, _number(row["paper"]))
+        cells = [row["quantity"], row["unit"], *measured]
         holds = row["holds"] + (f": {row['note']}" if row["holds"] != "yes" else "")
         lines.append("| " + " | ".join(_cell(cell) for cell in (*cells, row["better"], holds)) + " |")
-    if (EVIDENCE / f"{slug}.png").exists():
-        lines += ["", f"![What {slug} measured](evidence/{slug}.png)"]
     versions = ", ".join(f"{name} {version}" for name, version in evidence["versions"].items())
     lines += ["", f"{evidence['seconds']:.0f} s, seed {evidence['seed']}; {versions}."]
     return "\n".join(lines)

@@ -372,18 +372,32 @@ impl<K: Kernel, L: Lanes> pulp::WithSimd for With<K, L> {
     }
 }
 
-/// Run a kernel with the widest lanes that this processor has.
+/// Run a kernel with the widest lanes that this processor has and `MERCER_SIMD` allows.
 pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
         use std::marker::PhantomData;
-        match pulp::Arch::new() {
+        match *ARCH.get_or_init(arch) {
             pulp::Arch::V4(simd) => return pulp::Simd::vectorize(simd, With::<_, x86::Eight>(kernel, PhantomData)),
             pulp::Arch::V3(simd) => return pulp::Simd::vectorize(simd, With::<_, x86::Four>(kernel, PhantomData)),
             _ => {}
         }
     }
     kernel.run::<f64>()
+}
+
+#[cfg(target_arch = "x86_64")]
+static ARCH: std::sync::OnceLock<pulp::Arch> = std::sync::OnceLock::new();
+
+/// `MERCER_SIMD=avx2` or `scalar` keeps wider instructions out: to compare, or on a machine where they throttle.
+#[cfg(target_arch = "x86_64")]
+fn arch() -> pulp::Arch {
+    let found = pulp::Arch::new();
+    match (std::env::var("MERCER_SIMD").as_deref(), found) {
+        (Ok("scalar"), _) => pulp::Arch::Scalar,
+        (Ok("avx2"), pulp::Arch::V4(_)) => pulp::x86::V3::try_new().map_or(found, pulp::Arch::V3),
+        _ => found,
+    }
 }
 
 /// The instructions that [`dispatch`] uses here: `"avx512"`, `"avx2"` or `"scalar"`.

@@ -43,7 +43,9 @@ fn pool(threads: usize) -> Arc<rayon::ThreadPool> {
     if let Ok(mut kept) = POOL.try_write() {
         let old = kept.replace(Kept { pid, threads, pool: pool.clone() });
         // Dropping a pool whose threads died in the fork would wait for them.
-        old.filter(|k| k.pid != pid).map(std::mem::forget);
+        if let Some(dead) = old.filter(|k| k.pid != pid) {
+            std::mem::forget(dead);
+        }
     }
     pool
 }

@@ -6,13 +6,14 @@ use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
 use rayon::prelude::*;
+use std::cell::RefCell;
 
 /// Points that are classified together: their buffers stay in the first-level cache.
 const CHUNK: usize = 1024;
 /// Points that one task takes. Below two of them everything runs on the caller's thread.
 const TASK: usize = 8 * CHUNK;
-/// Classes 0 to 3 are the ranges below the uniform expansion, 4 to 8 its lengths; this one holds what needs care.
-const CARE: usize = 9;
+/// Classes 0 to 3 are the ranges below the uniform expansion, 4 to 6 its lengths; this one holds what needs care.
+const CARE: usize = 7;
 /// The widest vector, by which a buffer is longer than a chunk.
 const WIDEST: usize = 8;
 const ROOM: usize = CHUNK + WIDEST;
@@ -96,14 +97,15 @@ pub fn evaluate<F: Bessel, T: Real>(
 ) -> Result<(), Cancelled> {
     let part = |index: usize, out: &mut [T]| {
         cancel.check()?;
-        let mut buffers = Buffers::new();
-        for (i, out) in out.chunks_mut(CHUNK).enumerate() {
-            let (start, len) = (index * TASK + i * CHUNK, out.len());
-            v.fill(start, &mut buffers.v[..len]);
-            x.fill(start, &mut buffers.x[..len]);
-            dispatch(Chunk::<F> { buffers: &mut buffers, len, function: std::marker::PhantomData });
-            out.iter_mut().zip(&buffers.v).for_each(|(to, from)| *to = T::narrow(*from));
-        }
+        BUFFERS.with_borrow_mut(|buffers| {
+            for (i, out) in out.chunks_mut(CHUNK).enumerate() {
+                let (start, len) = (index * TASK + i * CHUNK, out.len());
+                v.fill(start, &mut buffers.v[..len]);
+                x.fill(start, &mut buffers.x[..len]);
+                dispatch(Chunk::<F> { buffers, len, function: std::marker::PhantomData });
+                out.iter_mut().zip(&buffers.v).for_each(|(to, from)| *to = T::narrow(*from));
+            }
+        });
         Ok(())
     };
     if threads == 1 || out.len() < 2 * TASK {
@@ -164,11 +166,17 @@ struct Buffers {
     members_x: [f64; ROOM],
 }
 
-impl Buffers {
-    fn new() -> Self {
-        Self { v: [1.0; ROOM], x: [1.0; ROOM], class: [0.0; ROOM], members_v: [1.0; ROOM], members_x: [1.0; ROOM] }
-    }
+thread_local! {
+    static BUFFERS: RefCell<Box<Buffers>> = RefCell::new(Box::new(Buffers {
+        v: [1.0; ROOM],
+        x: [1.0; ROOM],
+        class: [0.0; ROOM],
+        members_v: [1.0; ROOM],
+        members_x: [1.0; ROOM],
+    }));
+}
 
+impl Buffers {
     #[inline(always)]
     fn evaluate<F: Bessel, L: Lanes>(&mut self, len: usize) {
         // Fill the last vector with a point that is there already: what it costs is known to be needed.
@@ -255,8 +263,6 @@ fn run_class<F: Bessel, L: Lanes>(class: usize, v: &mut [f64], x: &[f64], len: u
         4 => each!(uniform::<F, L, { LENGTHS[0].1 }>),
         5 => each!(uniform::<F, L, { LENGTHS[1].1 }>),
         6 => each!(uniform::<F, L, { LENGTHS[2].1 }>),
-        7 => each!(uniform::<F, L, { LENGTHS[3].1 }>),
-        8 => each!(uniform::<F, L, { LENGTHS[4].1 }>),
         CARE => v[..len].iter_mut().zip(x).for_each(|(v, &x)| *v = with_care::<F>(*v, x)),
         _ => {}
     }
@@ -285,7 +291,7 @@ pub fn with_care<F: Bessel>(v: f64, x: f64) -> f64 {
     if x == 0.0 || x.is_infinite() || v.is_infinite() {
         return F::limit(v, x);
     }
-    if x >= 1e-290 && x < 1e150 && v < 1e150 {
+    if (1e-290..1e150).contains(&x) && v < 1e150 {
         // Came here for a sign or one by one: the same class as in an array, so the same bits.
         let square = v.mul_add(v, x * x);
         let uniform = LENGTHS.iter().filter(|(radius, _)| square >= radius * radius).count();

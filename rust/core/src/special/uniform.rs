@@ -10,12 +10,17 @@
 use super::elementary::{LN_2, Pair, fast_two_sum, log, log_pair, log1p_small, two_product, two_sum};
 use crate::lanes::Lanes;
 
-include!(concat!(env!("OUT_DIR"), "/tables.rs"));
+#[allow(clippy::approx_constant)] // A coefficient that happens to begin like e.
+mod tables {
+    include!(concat!(env!("OUT_DIR"), "/tables.rs"));
+}
+pub use tables::*;
 
 /// Below this radius the expansion does not reach double precision.
 pub const RADIUS: f64 = 25.0;
-/// `(radius, terms)`: from this radius on, so many terms are enough.
-pub const LENGTHS: [(f64, usize); 5] = [(RADIUS, 18), (44.0, 12), (111.0, 8), (622.0, 5), (10300.0, 3)];
+/// `(radius, terms)`: from this radius on, so many terms are enough. Finer steps would cost more to sort by than they
+/// save.
+pub const LENGTHS: [(f64, usize); 3] = [(RADIUS, 18), (62.5, 10), (291.0, 6)];
 
 /// `log(2 pi) / 2`.
 pub const HALF_LOG_TWO_PI: Pair<f64> = Pair { hi: 0.9189385332046728, lo: -3.8782941580672414e-17 };
@@ -37,6 +42,8 @@ pub struct Frame<L> {
     pub w: Pair<L>,
     /// `1 / r`, scaled.
     pub inverse_r: L,
+    /// `1 / w`, scaled, to two units in the last place.
+    inverse_w: L,
     /// `v^2 / r^2`.
     pub t2: L,
     /// The power of two.
@@ -54,9 +61,11 @@ impl<L: Lanes> Frame<L> {
         let (vv, xx) = (two_product(v, v), two_product(x, x));
         let square = vv.plus(xx);
         let hi = square.hi.sqrt();
-        let inverse_r = L::splat(1.0) / hi;
-        let lo = (hi.fnma(hi, square.hi) + square.lo) * (inverse_r * L::splat(0.5));
         let sum = fast_two_sum(hi, v);
+        // Both inverses from one division.
+        let inverse = L::splat(1.0) / (hi * sum.hi);
+        let (inverse_r, inverse_w) = (inverse * sum.hi, inverse * hi);
+        let lo = (hi.fnma(hi, square.hi) + square.lo) * (inverse_r * L::splat(0.5));
         let t = v * inverse_r;
         Self {
             v,
@@ -64,6 +73,7 @@ impl<L: Lanes> Frame<L> {
             r: Pair { hi, lo },
             w: Pair { hi: sum.hi, lo: sum.lo + lo },
             inverse_r,
+            inverse_w,
             t2: t * t,
             scale: 1.0,
             lifted_x: x,
@@ -74,10 +84,9 @@ impl<L: Lanes> Frame<L> {
     /// `log(x / (v + r))`.
     #[inline(always)]
     fn log_ratio(&self) -> Pair<L> {
-        let inverse = L::splat(1.0) / self.w.hi;
-        let q = self.lifted_x * inverse;
+        let q = self.lifted_x * self.inverse_w;
         let rest = q.fnma(self.w.lo, q.fnma(self.w.hi, self.lifted_x));
-        let log = log_pair(Pair { hi: q, lo: rest * inverse });
+        let log = log_pair(Pair { hi: q, lo: rest * self.inverse_w });
         if self.lift == 0.0 {
             return log;
         }
@@ -107,11 +116,12 @@ impl Frame<f64> {
     pub fn extreme(v: f64, x: f64) -> Self {
         let (down, up) = ((-600f64).exp2(), 600f64.exp2());
         let scale = if v.max(x) > 1e150 { down } else { 1.0 };
-        let (lifted_x, lift) = match (x < 1e-100, scale == 1.0) {
-            (true, true) => (x * up, 600.0),
-            // What the scale would take away is what the lift gives back.
-            (true, false) => (x, 600.0),
-            (false, _) => (x * scale, 0.0),
+        // So many powers of two that lifted_x over v + r stays normal; what the scale takes away the lift gives back.
+        let (lifted_x, lift) = match (x < 1e-100, x < 1e100, scale == 1.0) {
+            (true, _, true) => (x * up, 600.0),
+            (true, _, false) => (x * up, 1200.0),
+            (_, true, false) => (x, 600.0),
+            _ => (x * scale, 0.0),
         };
         Self { scale, lifted_x, lift, ..Self::new(v * scale, x * scale) }
     }

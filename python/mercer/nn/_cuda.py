@@ -1,0 +1,82 @@
+"""Loads the CUDA kernels and runs them on torch tensors.
+
+The sources travel inside the extension and are compiled by NVRTC, through CuPy, when a kernel of their family is first
+used on a device; CuPy keeps the machine code on disk for the next process. Tensors are handed over by address on
+torch's current stream: nothing is copied and nothing waits.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from mercer.nn import _dispatch
+
+__all__ = ["OPTIONS", "log_bessel"]
+
+#: No contraction of a*b + c: the error-free transformations in the kernels count on it.
+OPTIONS = ("--std=c++17", "--fmad=false")
+BLOCK = 128
+#: Blocks in flight a multiprocessor; a kernel strides over what is left.
+WAVES = 16
+
+
+def log_bessel(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The function of that name, elementwise, on the device of `x`; see :func:`mercer.nn._dispatch.log_bessel`."""
+    kind = "f64" if x.dtype == torch.float64 else "f32"
+    kernel = _module("log_bessel", x.device.index or 0).get_function(f"{name}_{kind}")
+    _refuse_bad(name, v, x)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    n = out.numel()
+    if n:
+        v, v_step = _flat(v)
+        x, x_step = _flat(x)
+        _launch(kernel, n, x.device, (v.data_ptr(), x.data_ptr(), out.data_ptr(), n, v_step, x_step))
+    return out
+
+
+def _refuse_bad(name: str, v: torch.Tensor, x: torch.Tensor) -> None:
+    if torch.cuda.is_current_stream_capturing():
+        return  # A graph under capture cannot wait for an answer; the kernel writes NaN there.
+    bad_v = v < 0
+    if name.startswith("log_") and "ratio" not in name or name == "dlog_kv_dv":
+        # K is even in its order, I in a whole one.
+        bad_v = bad_v & (v != v.round()) if "iv" in name else torch.zeros_like(bad_v)
+    bad = torch.stack([(x < 0).any(), bad_v.any()]).tolist()
+    for argument, values, is_bad in (("x", x, x < 0), ("v", v, bad_v)):
+        if bad[argument == "v"]:
+            at = tuple(is_bad.nonzero()[0].tolist())
+            allowed = ">= 0" if argument == "x" else ">= 0 or, for I and K themselves, whole"
+            where = at[0] if len(at) == 1 else at
+            raise ValueError(f"{argument} must be {allowed}, got {values[at].item()} at index {where}")
+
+
+def _flat(t: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The tensor so that element i is at address + i * step: one element for all, or one each."""
+    if all(stride == 0 or size == 1 for size, stride in zip(t.shape, t.stride(), strict=True)):
+        return t, 0
+    return t.contiguous(), 1
+
+
+def _launch(kernel: Any, n: int, device: torch.device, arguments: tuple) -> None:
+    import cupy
+
+    blocks = min(-(-n // BLOCK), WAVES * torch.cuda.get_device_properties(device).multi_processor_count)
+    stream = torch.cuda.current_stream(device)
+    with cupy.cuda.Device(device.index or 0), cupy.cuda.ExternalStream(stream.cuda_stream, device.index or 0):
+        kernel((blocks,), (BLOCK,), arguments)
+
+
+@functools.cache
+def _module(family: str, device: int) -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        major = (torch.version.cuda or "12").split(".")[0]
+        raise ImportError(
+            f"tensors on CUDA need CuPy to compile mercer's kernels: pip install cupy-cuda{major}x"
+        ) from error
+    with cupy.cuda.Device(device):
+        return cupy.RawModule(code=_dispatch.cuda_source(family), options=OPTIONS)
