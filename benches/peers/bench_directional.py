@@ -1,5 +1,5 @@
-"""von Mises-Fisher against `scipy.stats.vonmises_fisher` in the dimensions where that works, and two passes of a
-mixture's EM against the same in plain NumPy (float32 products by its BLAS, on two threads).
+"""von Mises-Fisher against `scipy.stats.vonmises_fisher` in the dimensions where that works, and two passes of
+a mixture's EM against the same in plain NumPy (float32 products by its BLAS, on two threads).
 """
 
 from __future__ import annotations
