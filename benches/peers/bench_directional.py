@@ -76,5 +76,6 @@ def rows(quick: bool) -> Iterator[Row]:
 
         yield compare(
             f"two EM passes, d = {d}, K = {k}, n = {len(X)}, float32", "numpy",
-            ours=two_expectations, theirs=twice, elements=2 * X.size, threads=2, rounds=rounds, note="ours checks every row and sums in float64",
+            ours=two_expectations, theirs=twice, elements=2 * X.size, threads=2, rounds=rounds,
+            note="ours checks every row and sums in float64",
         )  # fmt: skip
