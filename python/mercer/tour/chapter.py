@@ -59,10 +59,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Groups:
-    """Cards in a grid."""
+    """Cards in a grid; those after the first `shown` can be unfolded."""
 
     groups: Sequence[Group]
     caption: str = ""
+    shown: int = 1000
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,11 @@ def _part(part: Text | Table | Figure | Groups) -> str:
         return f"<figure>{part.svg}<figcaption>{_inline(part.caption)}</figcaption></figure>"
     if isinstance(part, Groups):
         caption = f'<p class="caption">{_inline(part.caption)}</p>' if part.caption else ""
-        return f'<div class="groups">{"".join(map(_group, part.groups))}</div>{caption}'
+        first, rest = ("".join(map(_group, part.groups[s])) for s in (slice(part.shown), slice(part.shown, None)))
+        if rest:
+            more = f"{len(part.groups) - part.shown} more"
+            rest = f'<details class="more"><summary>{more}</summary><div class="groups">{rest}</div></details>'
+        return f'{caption}<div class="groups">{first}</div>{rest}'
     return _table(part)
 
 
@@ -177,6 +181,7 @@ figcaption,.caption{color:var(--soft);font-size:13.5px;margin-top:10px;max-width
 .group li{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .group .footer{margin:8px 0 0;font-size:13px;color:var(--soft)}
 details{margin-top:28px;color:var(--soft)}summary{cursor:pointer}
+details.more{margin-top:0;color:var(--text)}details.more summary{color:var(--accent)}
 table.plain{width:auto;margin-top:10px}
 svg .axis{stroke:var(--soft);stroke-width:1}svg .grid{stroke:var(--grid);stroke-width:1}
 svg text{fill:currentColor;font-size:12px}svg .soft{fill:var(--soft)}
