@@ -107,7 +107,11 @@ class Worker:
         python = environment(name, requirements) if requirements else sys.executable
         command = [str(python), str(HERE / "worker.py"), str(HERE / file)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._ask("prepare", arrays)
+        try:
+            self._ask("prepare", arrays)
+        except BaseException:
+            self.close()
+            raise
 
     def seconds(self, repeats: int) -> float:
         return float(self._ask("time", {"repeats": np.array(repeats)})["seconds"])
@@ -120,8 +124,13 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process: it leaves when nobody speaks to it any more."""
         self._process.stdin.close()
         self._process.wait(timeout=30)
+        self._process.stdout.close()
 
     def _ask(self, verb: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         send(self._process.stdin, verb, arrays)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def _as_scikit_learn_knows_it(cls: type) -> type:
     return getattr(sys.modules.get("sklearn.exceptions"), cls.__name__, cls)
 
 
-def raise_not_fitted(estimator: object, hint: str) -> None:
+def raise_not_fitted(estimator: object, hint: str) -> NoReturn:
     raise _as_scikit_learn_knows_it(NotFittedError)(f"this {type(estimator).__name__} is not fitted: {hint}")
 
 
@@ -102,7 +102,7 @@ class Estimator:
             )
         elif given is not None and fitted is None:
             warnings.warn(f"X has feature names, but {name} was fitted without feature names", stacklevel=4)
-        elif given is not None and list(given) != list(fitted):
+        elif given is not None and fitted is not None and list(given) != list(fitted):
             raise ValueError(
                 "The feature names should match those that were passed during fit: "
                 f"got {list(given)}, expected {list(fitted)}"

@@ -17,7 +17,9 @@ import numpy as np
 __all__ = ["Gpu", "Nvrtc", "Shim"]
 
 HEADER = Path(__file__).parent / "shim" / "cuda_shim.h"
-KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)')
+KERNEL = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)'
+)
 DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s*)?([\w:<> ]+?)\s+(\w+)\s*\[\s*\]\s*;")
 
 
@@ -30,7 +32,9 @@ class Shim:
         if compiler is None:
             raise FileNotFoundError("g++")
         # Macros first: a source may stamp its kernels out.
-        done = subprocess.run([compiler, "-E", "-P", "-x", "c++", "-"], input=source, capture_output=True, text=True)
+        done = subprocess.run(
+            [compiler, "-E", "-P", "-x", "c++", "-"], input=source, capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(done.stderr)
         source = done.stdout
@@ -39,7 +43,16 @@ class Shim:
         unit, library = folder / "kernel.cpp", folder / "kernel.so"
         unit.write_text(source + "".join(map(self._launcher, self._parameters)))
         # No contraction, as NVRTC is told too: error-free sums and products mean what they say.
-        options = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-pthread", "-shared", "-fPIC", "-w"]
+        options = [
+            "-std=c++20",
+            "-O2",
+            "-march=native",
+            "-ffp-contract=off",
+            "-pthread",
+            "-shared",
+            "-fPIC",
+            "-w",
+        ]
         done = subprocess.run(
             [compiler, *options, "-include", str(HEADER), str(unit), "-o", str(library)],
             capture_output=True,
@@ -84,7 +97,9 @@ class Gpu:
         import cupy
 
         held = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
-        given = [np.int64(a) if isinstance(a, int) else np.float64(a) if isinstance(a, float) else a for a in held]
+        given = [
+            np.int64(a) if isinstance(a, int) else np.float64(a) if isinstance(a, float) else a for a in held
+        ]
         self._module.get_function(kernel)(_three(grid), _three(block), tuple(given), shared_mem=shared)
         for host, device in zip(args, held, strict=True):
             if isinstance(host, np.ndarray) and host.flags.writeable:

@@ -14,7 +14,9 @@ def nvrtc():
     try:
         return Nvrtc()
     except (FileNotFoundError, OSError) as error:
-        pytest.skip(f"NVRTC is not here ({error}): it comes with torch, or pip install nvidia-cuda-nvrtc-cu12")
+        pytest.skip(
+            f"NVRTC is not here ({error}): it comes with torch, or pip install nvidia-cuda-nvrtc-cu12"
+        )
 
 
 def test_there_are_sources():

@@ -70,7 +70,9 @@ def test_float32_is_the_rounded_truth(machine, table, name):
     }[name]
     got = run(machine, name, v, x, np.float32)
     with mpmath.workdps(30):
-        truth = np.array([float(f(mpmath.mpf(float(a)), mpmath.mpf(float(b)))) for a, b in zip(v, x, strict=True)])
+        truth = np.array(
+            [float(f(mpmath.mpf(float(a)), mpmath.mpf(float(b)))) for a, b in zip(v, x, strict=True)]
+        )
     assert (np.abs(got - truth) <= np.maximum(np.spacing(np.abs(truth.astype(np.float32))), 4e-15)).all()
 
 
@@ -91,7 +93,9 @@ def _log_derivative(mpmath, kind, v, x, order):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_derivatives_in_x(machine, kind, order):
     mpmath = pytest.importorskip("mpmath")
-    points = [(v, x) for v in (0.0, 0.3, 1.0, 7.5, 24.0, 191.0) for x in (1e-4, 0.4, 3.0, 11.0, 24.0, 60.0, 900.0)]
+    points = [
+        (v, x) for v in (0.0, 0.3, 1.0, 7.5, 24.0, 191.0) for x in (1e-4, 0.4, 3.0, 11.0, 24.0, 60.0, 900.0)
+    ]
     v, x = np.array(points).T
     with mpmath.workdps(80):  # Digits enough for Riccati's equation, which loses those of a double.
         truth = [float(_log_derivative(mpmath, kind, mpmath.mpf(v), mpmath.mpf(x), order)) for v, x in points]
@@ -113,7 +117,9 @@ def test_edges(machine):
 
 def test_orders_and_arguments_at_the_ends_of_float64(machine):
     mpmath = pytest.importorskip("mpmath")
-    v, x = (a.ravel() for a in np.meshgrid([1e100, 1e155, 1e300], [5e-324, 1e-310, 1e-100, 1.0, 1e100, 1e300]))
+    v, x = (
+        a.ravel() for a in np.meshgrid([1e100, 1e155, 1e300], [5e-324, 1e-310, 1e-100, 1.0, 1e100, 1e300])
+    )
     got = run(machine, "log_iv", v, x)
     with mpmath.workdps(1000):
         truth = []
@@ -144,7 +150,9 @@ def test_no_step_is_seen_where_the_expansions_meet(machine):
 
 def test_one_value_for_all_and_more_points_than_threads(machine):
     x = np.linspace(0.1, 300, 1000)
-    np.testing.assert_array_equal(run(machine, "log_kv", 3.5, x), run(machine, "log_kv", np.full_like(x, 3.5), x))
+    np.testing.assert_array_equal(
+        run(machine, "log_kv", 3.5, x), run(machine, "log_kv", np.full_like(x, 3.5), x)
+    )
 
 
 def test_the_table_of_debye_polynomials_is_exact():

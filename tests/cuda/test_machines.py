@@ -77,7 +77,9 @@ extern "C" __global__ void where(int* out) {
 
 @pytest.mark.parametrize("block", [32, 64, 256])
 def test_reduction_with_barriers_shuffles_and_an_atomic(machine, block):
-    data = np.random.default_rng(0).integers(-50, 50, 5003).astype(np.float64)  # Whole: the sum has no rounding.
+    data = (
+        np.random.default_rng(0).integers(-50, 50, 5003).astype(np.float64)
+    )  # Whole: the sum has no rounding.
     out = np.zeros(1)
     machine(REDUCTION).launch("reduce", 3, block, data, out, len(data))
     assert out[0] == data.sum()
@@ -121,7 +123,9 @@ def test_indices_in_three_dimensions(machine):
 def test_the_shim_says_when_threads_never_meet(tmp_path, monkeypatch):
     import kernels
 
-    impatient = kernels.HEADER.read_text().replace("std::chrono::seconds(20)", "std::chrono::milliseconds(300)")
+    impatient = kernels.HEADER.read_text().replace(
+        "std::chrono::seconds(20)", "std::chrono::milliseconds(300)"
+    )
     (tmp_path / "cuda_shim.h").write_text(impatient)
     monkeypatch.setattr(kernels, "HEADER", tmp_path / "cuda_shim.h")
     source = """extern "C" __global__ void stuck(int* out) {

@@ -17,7 +17,7 @@ from mercer.density import VonMisesFisher, VonMisesFisherMixture, kappa_mle
 
 def planted(d=10, n=3000, kappas=(60.0, 30.0, 90.0), weights=(0.5, 0.3, 0.2), seed=0, dtype=np.float64):
     rng = np.random.default_rng(seed)
-    mus = np.linalg.qr(rng.standard_normal((d, d)))[0][: len(kappas)]
+    mus = np.linalg.qr(rng.standard_normal((d, len(kappas))))[0].T
     counts = (np.array(weights) * n).astype(int)
     parts = [
         VonMisesFisher(mean_direction=mu, concentration=k).sample(c, random_state=seed + i, dtype=dtype)

@@ -112,14 +112,15 @@ def test_slope_of_a_draw_is_that_of_its_quantile(d, kappa):
 def test_gradients_of_expectations_are_those_of_the_law(d, kappa):
     # E mu·x = A(kappa), so the mean of dW/dkappa is A'(kappa); 6.1 standard errors: once in a billion
     torch.manual_seed(0)
-    k = torch.full((4000,), kappa, dtype=torch.float64, requires_grad=True)
+    n = 4000 if d < 4096 else 500
+    k = torch.full((n,), kappa, dtype=torch.float64, requires_grad=True)
     mu = unit(d, seed=3)
-    w = VonMisesFisher(mu.expand(4000, d), k).rsample() @ mu
+    w = VonMisesFisher(mu.expand(n, d), k).rsample() @ mu
     (slope,) = torch.autograd.grad(w.sum(), k)
     from mercer.density._concentration import mean_resultant_slope
 
     want = float(mean_resultant_slope(d, kappa))
-    assert abs(float(slope.mean()) - want) < 6.1 * float(slope.std()) / 4000**0.5
+    assert abs(float(slope.mean()) - want) < 6.1 * float(slope.std()) / n**0.5
     assert torch.isfinite(slope).all()
 
 

@@ -76,4 +76,7 @@ def derivative(f, v: float, x: float, order: int, *, in_order: bool = False) -> 
     v, x = mp.mpf(v), mp.mpf(x)
     h = mp.mpf(10) ** -8 * (max(v, 1) if in_order else x)
     at = (lambda s: f(abs(v + s), x)) if in_order else (lambda s: f(v, x + s))
-    return sum((-1) ** k * mp.binomial(order, k) * at((mp.mpf(order) / 2 - k) * h) for k in range(order + 1)) / h**order
+    return (
+        sum((-1) ** k * mp.binomial(order, k) * at((mp.mpf(order) / 2 - k) * h) for k in range(order + 1))
+        / h**order
+    )

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mercer
 from mercer import special
 from tests.special import bessel_truth as truth
 
@@ -197,7 +198,15 @@ def test_limits_at_zero_and_infinity():
     assert special.iv_ratio_inverse(3.0, 0.0) == 0
 
 
-ELEMENTWISE = [*LOGS, "iv_ratio", "iv_ratio_complement", "kv_ratio", "log_kv_ratio", "dlog_iv_dv", "dlog_kv_dv"]
+ELEMENTWISE = [
+    *LOGS,
+    "iv_ratio",
+    "iv_ratio_complement",
+    "kv_ratio",
+    "log_kv_ratio",
+    "dlog_iv_dv",
+    "dlog_kv_dv",
+]
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -214,7 +223,9 @@ def test_negative_orders_as_defined():
     np.testing.assert_array_equal(special.log_iv(-3, x), special.log_iv(3, x))
     np.testing.assert_array_equal(special.log_kv(-3.7, x), special.log_kv(3.7, x))
     np.testing.assert_array_equal(special.dlog_kv_dv(-3.7, x), -special.dlog_kv_dv(3.7, x))
-    np.testing.assert_array_equal(special.log_kv_derivatives(-3.7, x, 2), special.log_kv_derivatives(3.7, x, 2))
+    np.testing.assert_array_equal(
+        special.log_kv_derivatives(-3.7, x, 2), special.log_kv_derivatives(3.7, x, 2)
+    )
 
 
 def test_bad_input_is_named():
@@ -266,7 +277,9 @@ def test_any_memory_layout_and_out():
     for out in (np.empty((40, 50)), np.empty((50, 40)).T, np.empty((40, 100))[:, ::2]):
         assert special.log_kv(v, x, out=out) is out
         np.testing.assert_array_equal(out, want)
-    np.testing.assert_array_equal(special.log_kv(v, x, out=np.empty((40, 50), np.float32)), want.astype(np.float32))
+    np.testing.assert_array_equal(
+        special.log_kv(v, x, out=np.empty((40, 50), np.float32)), want.astype(np.float32)
+    )
     in_place = x.copy()
     special.log_kv(v, in_place, out=in_place)
     np.testing.assert_array_equal(in_place, want)
@@ -295,7 +308,10 @@ def test_same_bits_at_every_vector_width():
     )
     outputs = {
         level: subprocess.run(
-            [sys.executable, "-c", script], env={**os.environ, "MERCER_SIMD": level}, capture_output=True, check=True
+            [sys.executable, "-c", script],
+            env={**os.environ, "MERCER_SIMD": level},
+            capture_output=True,
+            check=True,
         ).stdout
         for level in ("", "avx2", "scalar")
     }
@@ -353,3 +369,14 @@ def test_ctrl_c_stops_within_a_second():
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - start < 1.5
+
+
+def test_reference_backend_is_another_implementation_with_the_same_values():
+    v, x = np.array([0.0, 0.3, 30.0, 700.0]), np.array([0.5, 20.0, 31.0, 900.0])
+    for name in ELEMENTWISE:
+        fast = getattr(special, name)(v, x)
+        with mercer.backend("reference"):
+            plain = getattr(special, name)(v, x)
+        assert np.all(abs(plain - fast) <= 3e-12 * np.maximum(1, abs(fast))), name
+    with mercer.backend("reference"):
+        np.testing.assert_allclose(special.iv_ratio_inverse(v, special.iv_ratio(v, x)), x, rtol=1e-9)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
-from mercer import _checks, _core
+from mercer import _checks, _core, special
 from mercer._estimator import Estimator, raise_not_fitted, warn_convergence
 from mercer.density import _concentration as conc
 from mercer.density._rows import Rows
@@ -50,8 +50,12 @@ class Run:
     """One start and where it has got to."""
 
     parameters: Parameters
-    lower_bounds: list[float]
+    lower_bounds: list[float] = field(default_factory=list)
     converged: bool = False
+
+    def bound(self) -> float:
+        """Mean log-likelihood where it is known."""
+        return self.lower_bounds[-1] if self.lower_bounds else -np.inf
 
 
 class VonMisesFisherMixture(Estimator):
@@ -164,9 +168,9 @@ class VonMisesFisherMixture(Estimator):
         k = self.n_components
         seed = _checks.random_seed(self.random_state)
         sample = self._sample(rows, seed)
-        if rows.count < k:
+        if rows.length < k:
             raise ValueError(
-                f"n_components must be at most the number of rows n_samples = {rows.count}, got {k}"
+                f"n_components must be at most the number of rows n_samples = {rows.length}, got {k}"
             )
         warm = self.warm_start and hasattr(self, "weights_")
         if warm and self.means_.shape != (k, rows.columns):
@@ -176,31 +180,24 @@ class VonMisesFisherMixture(Estimator):
             )
         given = None if isinstance(self.init, str) else self._given_directions(rows.columns)
         starts = 1 if warm or given is not None else self.n_init
-        best: Run | None = None
-        run: Run | None = None
+        runs: list[Run] = []
         stopped = False
         progress = _Progress(self.verbose, self.callback, starts)
         try:
             for start in range(starts):
                 rng = np.random.Generator(np.random.Philox(key=[seed, start + 1]))
-                run = None
-                first = self._warm(rows) if warm else self._cold(rows, sample, given, rng)
-                run = Run(first, [])
-                if self._climb(run, rows, sample, lambda i, bound, s=start: progress(s, i, bound)):
-                    stopped = True
-                if best is None or run.lower_bounds[-1] > best.lower_bounds[-1]:
-                    best = run
+                first = self._warm() if warm else self._cold(rows, sample, given, rng)
+                runs.append(Run(first))
+                stopped = self._climb(runs[-1], rows, sample, lambda i, bound, s=start: progress(s, i, bound))
+                runs = [max(runs, key=Run.bound)]
                 if stopped:
                     break
         except KeyboardInterrupt:
-            if run is not None and run.lower_bounds and (
-                best is None or run.lower_bounds[-1] > best.lower_bounds[-1]
-            ):  # fmt: skip
-                best = run
-            if best is None:
+            if not runs:
                 raise
             stopped = True
-            best.converged = False
+        best = max(runs, key=Run.bound)
+        best.converged &= not stopped
         self._keep(best, rows)
         if not best.converged:
             why = "was interrupted" if stopped else f"did not converge in {self.max_iter} iterations"
@@ -219,13 +216,13 @@ class VonMisesFisherMixture(Estimator):
         level = Parameters(np.full(k, 1 / k), directions, np.ones(k))
         return self._maximize(self._expect(rows, level, hard=True), level, tied=True)
 
-    def _warm(self, rows: Rows) -> Parameters:
+    def _warm(self) -> Parameters:
         return Parameters(self.weights_.copy(), self.means_.copy(), self.concentrations_.copy())
 
     def _climb(self, run: Run, rows: Rows, sample: np.ndarray, report: Any) -> bool:
         """Iterate; `run` always holds parameters that were evaluated. True where the callback ended it."""
         sums = self._expect(rows, run.parameters)
-        run.lower_bounds.append(sums.log_likelihood / rows.count)
+        run.lower_bounds.append(sums.log_likelihood / rows.length)
         moves = self.n_components
         for iteration in range(1, self.max_iter + 1):
             parameters = self._maximize(sums, run.parameters, self.tied)
@@ -235,7 +232,7 @@ class VonMisesFisherMixture(Estimator):
                 self._move(parameters, empty, sample)
             sums = self._expect(rows, parameters)
             run.parameters = parameters
-            run.lower_bounds.append(sums.log_likelihood / rows.count)
+            run.lower_bounds.append(sums.log_likelihood / rows.length)
             rise = run.lower_bounds[-1] - run.lower_bounds[-2]
             if report(iteration, run.lower_bounds[-1]):
                 return True
@@ -271,7 +268,7 @@ class VonMisesFisherMixture(Estimator):
             r = conc.corrected_length(r, safe**2 / np.maximum(sums.size_squared, 1e-300))
         if tied:
             r = np.full(k, np.sum(r * sums.size) / np.sum(sums.size))
-        kappa = conc.special.iv_ratio_inverse(np.full(k, d / 2 - 1), np.minimum(r, ALMOST_1))
+        kappa = special.iv_ratio_inverse(np.full(k, d / 2 - 1), np.minimum(r, ALMOST_1))
         weights = sums.size / np.sum(sums.size)
         return Parameters(weights, directions, np.minimum(kappa, self.max_concentration))
 
@@ -357,10 +354,10 @@ class VonMisesFisherMixture(Estimator):
         ]
         for first, block in rows.blocks():
             out = np.empty((len(block), *parts[0].shape[1:]), parts[0].dtype)
+            target: dict[str, Any] = {what: out, "first_row": first, "threads": self._threads()}
             _core.vmf_expectation(
-                block, parameters.directions, parameters.concentrations, log_scales, normalize,
-                first_row=first, threads=self._threads(), **{what: out},
-            )  # fmt: skip
+                block, parameters.directions, parameters.concentrations, log_scales, normalize, **target
+            )
             parts.append(out)
         return np.concatenate(parts)
 
@@ -374,8 +371,8 @@ class VonMisesFisherMixture(Estimator):
         self.means_ = run.parameters.directions
         self.concentrations_ = run.parameters.concentrations
         self.converged_ = run.converged
-        self.n_iter_ = len(run.lower_bounds) - 1
-        self.lower_bound_ = run.lower_bounds[-1]
+        self.n_iter_ = max(len(run.lower_bounds) - 1, 0)
+        self.lower_bound_ = run.bound()
         self.lower_bounds_ = run.lower_bounds[1:]
         self._set_columns(rows.names, rows.columns)
 

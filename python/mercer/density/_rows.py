@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
@@ -28,33 +29,37 @@ class Rows:
         columns: d.
         count: n, or None where only reading to the end would tell.
         names: column names, or None.
+        array: the rows as one array, where they are one.
     """
 
     def __init__(self, X: Any, *, repeated: bool) -> None:
         self.names = column_names(X)
-        self._chunks: Callable[[], Iterable[Any]] | None = None
-        self._array: np.ndarray | None = None
+        self.array: np.ndarray | None = None
+        self.count: int | None = None
+        self._chunks: Callable[[], Iterable[Any]]
         if callable(X):
             self._chunks = X
+            first = next(iter(X()), None)
         elif isinstance(X, Iterator):
             if repeated:
                 raise TypeError(
                     "X must be an array or a callable that starts the stream anew, "
                     f"got the {type(X).__name__} that can be read once only"
                 )
-            self._first, self._rest = next(X, None), X
-            self._chunks = self._once
+            first = next(X, None)
+            self._chunks = lambda: itertools.chain([first], X)
         elif isinstance(X, list | tuple) and X and all(getattr(chunk, "ndim", 0) == 2 for chunk in X):
             self._chunks = lambda: X
-        if self._chunks is None:
-            self._array = _checks.matrix("X", X)
-            self.count: int | None = len(self._array)
-            self.columns = self._array.shape[1]
+            first = X[0]
         else:
-            first = self._first if isinstance(X, Iterator) else next(iter(self._chunks()), None)
-            if first is None:
-                raise ValueError("X must hold at least one chunk of rows, got an empty stream")
-            self.count, self.columns = None, _checks.matrix("X", first).shape[1]
+            # A memory map that needs another dtype or order is converted block by block, never as a whole.
+            mapped = isinstance(X, np.memmap) and X.ndim == 2 and X.dtype.kind in "fiub" and X.shape[1] > 0
+            first = self.array = X if mapped else _checks.matrix("X", X)
+            self._chunks = lambda: [first]
+            self.count = len(first)
+        if first is None:
+            raise ValueError("X must hold at least one chunk of rows, got an empty stream")
+        self.columns: int = first.shape[1] if self.array is not None else _checks.matrix("X", first).shape[1]
 
     def at_least(self, minimum: int) -> Self:
         """Refuse data that no fit can use: d < 2, or fewer than `minimum` rows (where n is known)."""
@@ -70,25 +75,22 @@ class Rows:
             )
         return self
 
-    def _once(self) -> Iterator[Any]:
-        yield self._first
-        yield from self._rest
-
     @property
-    def array(self) -> np.ndarray | None:
-        """The rows as one array, where they are one."""
-        return self._array
+    def length(self) -> int:
+        """n, once it is known."""
+        if self.count is None:
+            raise RuntimeError("the stream has not been read to its end")
+        return self.count
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """(index of the first row, C-contiguous float32 or float64 block) until the rows end."""
         at = 0
-        chunks = [self._array] if self._chunks is None else self._chunks()
-        for given in chunks:
-            chunk = given if given is self._array else _checks.matrix("X", given, columns=self.columns)
+        for given in self._chunks():
+            chunk: np.ndarray = given  # an array's blocks are converted as they are read
+            if self.array is None:
+                chunk = _checks.matrix("X", given, columns=self.columns)
             step = max(1, BLOCK_BYTES // (chunk.itemsize * self.columns))
             for start in range(0, len(chunk), step):
-                block = chunk[start : start + step]
-                yield at + start, block
+                yield at + start, _checks.matrix("X", chunk[start : start + step])
             at += len(chunk)
-        if self._chunks is not None:
-            self.count = at
+        self.count = at

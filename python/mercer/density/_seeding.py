@@ -6,13 +6,16 @@ import math
 
 import numpy as np
 
-from mercer import _core
+from mercer import _checks, _core
 from mercer.density._rows import Rows
 
 __all__ = ["seed_directions", "take_sample"]
 
 # Entries of the sample that seeding works on.
 SAMPLE_ENTRIES = 1 << 23
+# Entries that seeds are tried on, and products entries x K that all tries may take; one takes up to 40.
+TRIAL_ENTRIES = 1 << 20
+TRIAL_PRODUCTS = 1e9
 
 
 def take_sample(rows: Rows, least: int, normalize: bool, rng: np.random.Generator) -> np.ndarray:
@@ -23,12 +26,10 @@ def take_sample(rows: Rows, least: int, normalize: bool, rng: np.random.Generato
     size = max(least, SAMPLE_ENTRIES // rows.columns)
     if rows.array is not None:
         n = len(rows.array)
-        picked = (
-            rows.array
-            if n <= size
-            else rows.array[np.sort(rng.choice(n, size, replace=False, shuffle=False))]
-        )
-        return _unit(np.ascontiguousarray(picked), normalize)
+        picked = rows.array
+        if n > size:
+            picked = picked[np.sort(rng.choice(n, size, replace=False, shuffle=False))]
+        return _unit(_checks.matrix("X", picked), normalize)
     # Reservoir sampling (Li 1994's algorithm R, by blocks): row i replaces a kept one with probability size
     # / (i+1).
     kept: list[np.ndarray] = []
@@ -64,7 +65,14 @@ def seed_directions(
     """k unit directions (k, d), float64."""
     if how == "random":
         return _float64_unit(sample[rng.choice(len(sample), k, replace=False)])
-    return _spherical_kmeans(sample, _plus_plus(sample, k, rng, threads), threads)
+    # In many dimensions all distances are much alike and one set of seeds misses clusters: take the best of
+    # several, tried on a part of the sample.
+    size = max(128 * k, TRIAL_ENTRIES // sample.shape[1])
+    part = sample if len(sample) <= size else sample[rng.choice(len(sample), size, replace=False)]
+    tries = int(np.clip(TRIAL_PRODUCTS / (part.size * k), 1, 8))
+    runs = [_spherical_kmeans(part, _plus_plus(part, k, rng, threads), threads) for _ in range(tries)]
+    best = max(runs, key=lambda run: run[0])[1]
+    return best if part is sample else _spherical_kmeans(sample, best, threads)[1]
 
 
 def _plus_plus(sample: np.ndarray, k: int, rng: np.random.Generator, threads: int | None) -> np.ndarray:
@@ -78,14 +86,14 @@ def _plus_plus(sample: np.ndarray, k: int, rng: np.random.Generator, threads: in
             chosen.append(int(rng.integers(n)))
             continue
         steps = np.cumsum(gap)
-        best = None
+        best, best_gap = -1, gap
         for u in rng.random(2 + int(math.log(k))):
             candidate = int(min(np.searchsorted(steps, u * steps[-1], side="right"), n - 1))
             closer = np.minimum(gap, _gaps(sample, candidate, threads))
-            if best is None or closer.sum() < best[1].sum():
-                best = (candidate, closer)
-        chosen.append(best[0])
-        gap = best[1]
+            if best < 0 or closer.sum() < best_gap.sum():
+                best, best_gap = candidate, closer
+        chosen.append(best)
+        gap = best_gap
     return _float64_unit(sample[chosen])
 
 
@@ -95,15 +103,20 @@ def _gaps(sample: np.ndarray, row: int, threads: int | None) -> np.ndarray:
 
 def _spherical_kmeans(
     sample: np.ndarray, directions: np.ndarray, threads: int | None, max_iter: int = 20
-) -> np.ndarray:
-    """Lloyd's rounds for the cosine (Dhillon and Modha 2001); an empty cluster takes the row served worst."""
+) -> tuple[float, np.ndarray]:
+    """(sum of cosines, directions) after Lloyd's rounds for the cosine (Dhillon and Modha 2001).
+
+    An empty cluster takes the row that is served worst.
+    """
     k = len(directions)
     cosine, labels, before = np.empty(len(sample)), np.empty(len(sample), np.int64), None
+    total = 0.0
     for _ in range(max_iter):
-        _, size, _, sums = _core.vmf_expectation(
+        total, size, _, sums = _core.vmf_expectation(
             sample, directions, np.ones(k), np.ones(k), False, hard=True, sums=True, log_prob=cosine,
             labels=labels, threads=threads,
         )  # fmt: skip
+        assert sums is not None  # asked for
         if before is not None and np.array_equal(labels, before):
             break
         before = labels.copy()
@@ -114,7 +127,7 @@ def _spherical_kmeans(
                 directions[j] = _float64_unit(sample[next(worst)][None])[0]
             else:
                 directions[j] = sums[j] / length[j]
-    return directions
+    return total, directions
 
 
 def _float64_unit(rows: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from mercer import _checks, _core
+from mercer import _checks, _core, special
 from mercer._estimator import Estimator, raise_not_fitted
 from mercer.density import _concentration as conc
 from mercer.density._moments import SphereMoments
@@ -163,9 +163,8 @@ class VonMisesFisher(Estimator):
         if self.bias_correction:
             n = moments.weight**2 / moments.weight_squared
             r, deficit = float(conc.corrected_length(r, n)), 0.0
-        exact = {"complement": np.float64(deficit)} if 0 < deficit < 0.5 else {}
-        order = np.float64(moments.dim / 2 - 1)
-        kappa = conc.special.iv_ratio_inverse(order, np.float64(min(r, ALMOST_1)), **exact)
+        complement = np.asarray(deficit) if 0 < deficit < 0.5 else None
+        kappa = special.iv_ratio_inverse(moments.dim / 2 - 1, min(r, ALMOST_1), complement=complement)
         self.concentration_ = float(kappa)
         self.mean_direction_, self.mean_resultant_length_ = direction, r
         return self
@@ -177,12 +176,10 @@ class VonMisesFisher(Estimator):
 
         Written as log C + kappa - kappa |x - mu|²/2, which keeps its digits at any concentration.
         """
-        d, kappa, mu = self._law()
+        d, kappa, mu = self._placed()
         normalize, threads = self._options()
         rows = Rows(X, repeated=False)
         self._check_data(X, rows.columns, d)
-        if mu is None:
-            raise_not_fitted(self, "mean_direction is not known; give one or call fit")
         parts = [
             _core.vmf_cosine_deficit(block, mu, normalize, first, threads) for first, block in rows.blocks()
         ]
@@ -214,10 +211,8 @@ class VonMisesFisher(Estimator):
 
         Cost: about 5 ns an entry on one core.
         """
-        _, kappa, mu = self._law()
+        _, kappa, mu = self._placed()
         n = _checks.integer("n", n, 0)
-        if mu is None:
-            raise_not_fitted(self, "mean_direction is not known; give one or call fit")
         seed = _checks.random_seed(self.random_state if random_state is None else random_state)
         threads = _checks.threads("n_jobs", self.n_jobs)
         return draw(n, mu, kappa, (seed, 0, 0), threads, dtype, out)
@@ -274,6 +269,13 @@ class VonMisesFisher(Estimator):
         if self.concentration is None:
             raise_not_fitted(self, "call fit, or give dim or mean_direction, and concentration")
         return self._given()
+
+    def _placed(self) -> tuple[int, float, np.ndarray]:
+        """The same for what needs mu."""
+        d, kappa, mu = self._law()
+        if mu is None:
+            raise_not_fitted(self, "mean_direction is not known; give one or call fit")
+        return d, kappa, mu
 
     def _given(self) -> tuple[int, float, np.ndarray | None]:
         kappa = _checks.real("concentration", self.concentration, 0.0)

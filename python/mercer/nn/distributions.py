@@ -254,8 +254,7 @@ def _cosine_slope(kappa: torch.Tensor, deficit: torch.Tensor, d: int) -> torch.T
     step = high.unsqueeze(-1) * node
     at = y.unsqueeze(-1) + side.unsqueeze(-1) * step
     gap = missing.unsqueeze(-1) - 2 * torch.sigmoid(-2 * at)  # tanh(at) - A
-    columns = (v.unsqueeze(-1) for v in (y, s, kappa))
-    mass = torch.exp(-drop(*columns, at)) * gap
+    mass = torch.exp(-drop(y.unsqueeze(-1), s.unsqueeze(-1), kappa.unsqueeze(-1), at)) * gap
     return side * high * (mass * weight).sum(-1) * s * (2 - s)
 
 

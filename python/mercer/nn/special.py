@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 
@@ -44,7 +45,7 @@ __all__ = [
     "log_kve",
 ]
 
-Number = torch.Tensor | float
+Number: TypeAlias = torch.Tensor | float
 
 
 def log_iv(v: Number, x: Number) -> torch.Tensor:
@@ -324,7 +325,7 @@ class _LogBessel(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor):  # type: ignore[no-untyped-def, override]
         v, x = ctx.saved_tensors
         dx, dv = _DERIVATIVES[ctx.name]
-        grads = []
+        grads: list[torch.Tensor | None] = []
         for needed, derivative in ((ctx.needs_input_grad[1], dv), (ctx.needs_input_grad[2], dx)):
             if not needed:
                 grads.append(None)

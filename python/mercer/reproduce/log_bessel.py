@@ -92,17 +92,17 @@ def _accuracy(points: int, rng: np.random.Generator, rows: list[Row], progress: 
     import mpmath as mp
     from scipy import special as scipy_special
 
-    v, x = [], []
+    orders, arguments = [], []
     for name, (low, high) in BOXES.items():
         draw = rng.uniform(low, high, (2, points))
         if name.startswith("log"):
             draw = np.exp(rng.uniform(np.log(low), np.log(high), (2, 2 * points)))
-        v.append(draw[0])
-        x.append(draw[1])
+        orders.append(draw[0])
+        arguments.append(draw[1])
     # the regions of the paper's table that boxes rarely meet, among them its fallback
-    v.append(rng.uniform(0.0, 12.0, points))
-    x.append(rng.uniform(0.05, 28.0, points))
-    v, x = np.concatenate(v), np.concatenate(x)
+    orders.append(rng.uniform(0.0, 12.0, points))
+    arguments.append(rng.uniform(0.05, 28.0, points))
+    v, x = np.concatenate(orders), np.concatenate(arguments)
     found: dict[str, Any] = {"v": v, "x": x, "region": _published_bessel.region(v, x)}
     with mp.workdps(40), np.errstate(all="ignore"):
         for kind, name in (("i", "log I"), ("k", "log K")):
@@ -214,11 +214,14 @@ def _speed(points: int, rounds: int, rng: np.random.Generator, rows: list[Row]) 
                 def theirs(f: Any = scipy_scaled, a: Any = a, b: Any = b, sign: int = sign) -> Any:
                     return np.log(f(a, b)) + sign * b
 
+                def ours(f: Any = function, a: Any = a, b: Any = b) -> Any:
+                    return f(a, b)
+
                 repeats = range(max(1, 200_000 // max(len(a), 1)))
                 turns = []
                 for _ in range(rounds):
-                    ours = min(_seconds(lambda f=function, a=a, b=b: f(a, b)) for _ in repeats)
-                    turns.append(_seconds(theirs) / ours)
+                    seconds = min(_seconds(ours) for _ in repeats)
+                    turns.append(_seconds(theirs) / seconds)
             ratios[f"log {kind.upper()}, {label}"] = ratio = float(np.median(turns))
             rows.append(Row(
                 f"speed of log {kind.upper()} over SciPy, {label}", "x", ours=ratio, better="higher",

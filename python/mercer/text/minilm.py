@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class MiniLM(nn.Module):
         hidden: int = 1536,
         max_positions: int = 512,
         layer_norm_eps: float = 1e-12,
-        tokenizer: object | None = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -136,7 +137,10 @@ class MiniLM(nn.Module):
 
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text())
-        if config.get("hidden_act") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
+        if (
+            config.get("hidden_act") != "gelu"
+            or config.get("position_embedding_type", "absolute") != "absolute"
+        ):
             raise ValueError(f"{folder}: only BERT with gelu and absolute positions is read here")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_padding()
@@ -203,7 +207,9 @@ class MiniLM(nn.Module):
         if not 2 < max_tokens <= self.max_positions:
             raise ValueError(f"max_tokens must be in 3 … {self.max_positions}, got {max_tokens}")
         encodings = self.tokenizer.encode_batch(list(texts))
-        return [e.ids if len(e.ids) <= max_tokens else e.ids[: max_tokens - 1] + e.ids[-1:] for e in encodings]
+        return [
+            e.ids if len(e.ids) <= max_tokens else e.ids[: max_tokens - 1] + e.ids[-1:] for e in encodings
+        ]
 
     @torch.inference_mode()
     def encode(
@@ -323,5 +329,7 @@ class _Attention(nn.Module):
 
     def forward(self, h: torch.Tensor, attend: torch.Tensor | None) -> torch.Tensor:
         # (B, N, d) -> (B, H, N, d/H)
-        q, k, v = (p(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        q, k, v = (
+            p(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value)
+        )
         return self.out(self.mix(q, k, v, attend).transpose(1, 2).flatten(2))

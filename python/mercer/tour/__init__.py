@@ -16,7 +16,10 @@ __all__ = ["run"]
 
 
 def run(
-    out: str | os.PathLike[str] = "mercer-report", *, quick: bool = False, chapters: Sequence[str] | None = None
+    out: str | os.PathLike[str] = "mercer-report",
+    *,
+    quick: bool = False,
+    chapters: Sequence[str] | None = None,
 ) -> Path:
     """Run the chapters and write the report.
 

@@ -9,12 +9,17 @@ from mercer.tour import run
 
 
 def main() -> int:
+    """Run the tour as the arguments say; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m mercer.tour", description="Run the tour and print the report's path."
     )
-    parser.add_argument("--out", default="mercer-report", help="an .html file, or a folder (default: mercer-report)")
+    parser.add_argument(
+        "--out", default="mercer-report", help="an .html file, or a folder (default: mercer-report)"
+    )
     parser.add_argument("--quick", action="store_true", help="less data, fewer restarts")
-    parser.add_argument("--chapter", action="append", dest="chapters", help="only this one; may be given again")
+    parser.add_argument(
+        "--chapter", action="append", dest="chapters", help="only this one; may be given again"
+    )
     args = parser.parse_args()
     try:
         run(args.out, quick=args.quick, chapters=args.chapters)

@@ -65,5 +65,6 @@ def _require(chapters: Sequence[Chapter]) -> None:
     missing = sorted(pip for module, pip in needed.items() if importlib.util.find_spec(module) is None)
     if missing:
         raise ImportError(
-            f"the tour needs {', '.join(missing)}: pip install 'mercer-kernels[demo]', or pip install {' '.join(missing)}"
+            f"the tour needs {', '.join(missing)}: pip install 'mercer-kernels[demo]', "
+            f"or pip install {' '.join(missing)}"
         )

@@ -26,7 +26,9 @@ from mercer._atomic import replacing
 __all__ = ["Corpus", "Document", "Vectors", "collect", "embed"]
 
 MAX_DOCUMENTS = 2000
-MAX_TOKENS = 128  # The length all-MiniLM-L6-v2 was trained on; a docstring says what it is about in its first lines.
+MAX_TOKENS = (
+    128  # The length all-MiniLM-L6-v2 was trained on; a docstring says what it is about in its first lines.
+)
 
 SHORTEST = 20  # Characters of a document worth the name.
 TEMPLATE = 8  # A sentence in so many documents says nothing about any of them.
@@ -61,12 +63,13 @@ class Document:
 
     @property
     def short_name(self) -> str:
+        """The name without its module or class."""
         return self.name.rsplit(".", 1)[1]
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Unit sentence vectors (n, d) float32; token vectors (n_tokens, d) float16 of text i at offsets[i]:offsets[i+1]."""
+    """Unit sentence vectors (n, d) float32; token vectors (n_tokens, d) float16, text i at offsets[i]:offsets[i+1]."""
 
     sentences: np.ndarray
     tokens: np.ndarray
@@ -132,7 +135,9 @@ def embed(
     if path.exists():
         try:
             with safe_open(path, framework="np") as f:
-                arrays = {name: f.get_tensor(name) for name in ("sentences", "tokens", "token_ids", "offsets")}
+                arrays = {
+                    name: f.get_tensor(name) for name in ("sentences", "tokens", "token_ids", "offsets")
+                }
                 return Vectors(**arrays, seconds=float(f.metadata()["seconds"]), from_cache=True)
         except (SafetensorError, KeyError, OSError):  # Cut short or of another make: computed anew below.
             path.unlink(missing_ok=True)
@@ -171,7 +176,9 @@ def _docstring(module: object, name: str) -> str | None:
         return None
     # Without a list of what is public, a module's own functions are told from its imports by where they live.
     home = module.__name__ if not hasattr(module, "__all__") else module.__name__.split(".")[0]  # type: ignore[attr-defined]
-    if not (getattr(thing, "__module__", None) or home).startswith(home):  # A ufunc does not say where it lives.
+    if not (getattr(thing, "__module__", None) or home).startswith(
+        home
+    ):  # A ufunc does not say where it lives.
         return None
     doc = inspect.getdoc(thing)
     return None if doc is None else _prose(doc)
@@ -220,7 +227,9 @@ def _write(path: Path, vectors: Vectors) -> None:
     """A full disk costs the cache, not the run."""
     from safetensors.numpy import save
 
-    arrays = {n: np.ascontiguousarray(getattr(vectors, n)) for n in ("sentences", "tokens", "token_ids", "offsets")}
+    arrays = {
+        n: np.ascontiguousarray(getattr(vectors, n)) for n in ("sentences", "tokens", "token_ids", "offsets")
+    }
     try:
         with replacing(path) as beside:
             beside.write_bytes(save(arrays, metadata={"seconds": repr(vectors.seconds)}))

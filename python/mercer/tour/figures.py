@@ -35,7 +35,7 @@ def map_of_points(
     for g in np.unique(group):
         dots = "".join(
             f'<circle cx="{px[i]:.1f}" cy="{py[i]:.1f}" r="3.2"><title>{_e(tips[i])}</title></circle>'
-            for i in np.flatnonzero(group == g)
+            for i in np.flatnonzero(group == g).tolist()
         )
         parts.append(f'<g fill="{color(int(g))}" fill-opacity=".78">{dots}</g>')
     parts += _place_names(px, py, group, names, height)
@@ -60,7 +60,9 @@ def bars(
     for t in _ticks(0, high):
         x = left + t * scale
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 30}"/>')
-        parts.append(f'<text class="soft" x="{x:.1f}" y="{height - 12}" text-anchor="middle">{show(t)}</text>')
+        parts.append(
+            f'<text class="soft" x="{x:.1f}" y="{height - 12}" text-anchor="middle">{show(t)}</text>'
+        )
     for i, (name, value, fill) in enumerate(zip(names, values, colors, strict=True)):
         y = top + i * row
         parts.append(f'<text x="{left - 10}" y="{y + 16}" text-anchor="end">{_e(name)}</text>')
@@ -94,8 +96,8 @@ def curves(
     finite = np.concatenate([y[np.isfinite(y)] for *_, y in series])
     low, high = float(finite.min()), float(finite.max())
     low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
-    xs = np.log10(np.concatenate([x for _, _, x, _ in series]))
-    x0, x1 = float(xs.min()), float(xs.max())
+    log_x = np.log10(np.concatenate([x for _, _, x, _ in series]))
+    x0, x1 = float(log_x.min()), float(log_x.max())
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
@@ -107,16 +109,20 @@ def curves(
     for t in _ticks(low, high):
         _, y = at(x0, t)
         parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="soft" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{_minus(f"{t:g}")}</text>')
+        parts.append(
+            f'<text class="soft" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{_minus(f"{t:g}")}</text>'
+        )
     for decade in range(math.ceil(x0), math.floor(x1) + 1):
         x, _ = at(decade, low)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>')
         label = f"{10.0**decade:g}" if abs(decade) < 4 else f"1e{decade}"
-        parts.append(f'<text class="soft" x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{label}</text>')
-    for n, (name, kind, x, y) in enumerate(series):
+        parts.append(
+            f'<text class="soft" x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{label}</text>'
+        )
+    for n, (name, kind, xs, ys) in enumerate(series):
         width = widths[n] if widths else 2.5
-        for run in _finite_runs(y):
-            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(math.log10(x[i]), y[i]) for i in run))
+        for run in _finite_runs(ys):
+            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(math.log10(xs[i]), ys[i]) for i in run))
             parts.append(
                 f'<polyline class="{kind}" points="{path}" fill="none" stroke-width="{width}" stroke-linecap="round"/>'
             )
@@ -133,7 +139,9 @@ def curves(
     return "".join(parts) + "</svg>"
 
 
-def _place_names(px: np.ndarray, py: np.ndarray, group: np.ndarray, names: Sequence[str], height: int) -> list[str]:
+def _place_names(
+    px: np.ndarray, py: np.ndarray, group: np.ndarray, names: Sequence[str], height: int
+) -> list[str]:
     """Names at the groups' medians, each moved up or down past those already placed."""
     taken: list[tuple[float, float, float]] = []
     parts = []

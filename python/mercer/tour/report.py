@@ -58,7 +58,9 @@ def _chapter(number: int, d: Done) -> str:
         f'<article id="{d.chapter.name}"><p class="kicker">Chapter {number} · {_took(d)}</p>'
         f"<h2>{_e(d.chapter.title)}</h2>"
         f'<p class="lead">{_inline(d.chapter.promise)}</p>'
-        + "".join(f"<section><h3>{_e(s.title)}</h3>{''.join(map(_part, s.parts))}</section>" for s in d.sections)
+        + "".join(
+            f"<section><h3>{_e(s.title)}</h3>{''.join(map(_part, s.parts))}</section>" for s in d.sections
+        )
         + f"<details><summary>Where the time went</summary><table class='plain'>{stages}</table></details></article>"
     )
 
@@ -72,13 +74,17 @@ def _part(part: Text | Table | Figure | Groups) -> str:
     if isinstance(part, Text):
         return f"<p>{_inline(part.body)}</p>"
     if isinstance(part, Figure):
-        return f'<figure>{part.svg}<figcaption>{_inline(part.caption)}</figcaption></figure>'
+        return f"<figure>{part.svg}<figcaption>{_inline(part.caption)}</figcaption></figure>"
     if isinstance(part, Groups):
         caption = f'<p class="caption">{_inline(part.caption)}</p>' if part.caption else ""
-        first, rest = ("".join(map(_group, part.groups[s])) for s in (slice(part.shown), slice(part.shown, None)))
+        first, rest = (
+            "".join(map(_group, part.groups[s])) for s in (slice(part.shown), slice(part.shown, None))
+        )
         if rest:
             more = f"{len(part.groups) - part.shown} more"
-            rest = f'<details class="more"><summary>{more}</summary><div class="groups">{rest}</div></details>'
+            rest = (
+                f'<details class="more"><summary>{more}</summary><div class="groups">{rest}</div></details>'
+            )
         return f'{caption}<div class="groups">{first}</div>{rest}'
     return _table(part)
 
@@ -114,7 +120,9 @@ def _is_number(value: str | Cell) -> bool:
 
 def _inline(text: str) -> str:
     text = _e(text)
-    text = re.sub(r"`([^`]+)`", lambda m: f"<code>{m[1]}</code>" if "\n" not in m[1] else f"<pre>{m[1]}</pre>", text)
+    text = re.sub(
+        r"`([^`]+)`", lambda m: f"<code>{m[1]}</code>" if "\n" not in m[1] else f"<pre>{m[1]}</pre>", text
+    )
     return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)
 
 

@@ -13,9 +13,9 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::special::{bessel, bessel_ratio_inverse, first_negative};
-    #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
+    #[pymodule_export]
+    use crate::special::{bessel, bessel_ratio_inverse, first_negative};
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
     const CUDA_SOURCES: &[(&str, &str)] = &[("log_bessel", include_str!("../../../cuda/log_bessel.cu"))];

@@ -291,7 +291,7 @@ pub fn with_care<F: Bessel>(v: f64, x: f64) -> f64 {
     if x == 0.0 || x.is_infinite() || v.is_infinite() {
         return F::limit(v, x);
     }
-    if x >= 1e-290 && x < 1e150 && v < 1e150 {
+    if (1e-290..1e150).contains(&x) && v < 1e150 {
         // Came here for a sign or one by one: the same class as in an array, so the same bits.
         let square = v.mul_add(v, x * x);
         let uniform = LENGTHS.iter().filter(|(radius, _)| square >= radius * radius).count();

@@ -129,8 +129,14 @@ pub fn exp<L: Lanes>(a: L) -> L {
 /// `log(y)` of a positive normal number, as a whole multiple of ln 2 and the rest; error below 1e-16.
 #[inline(always)]
 pub fn log<L: Lanes>(y: L) -> Pair<L> {
+    log_with_rest(y, L::splat(0.0))
+}
+
+/// `log(y + rest)`, likewise, for a rest below the last place of `y`.
+#[inline(always)]
+pub fn log_with_rest<L: Lanes>(y: L, rest: L) -> Pair<L> {
     let (m, e) = y.split_exponent();
-    let f = m - L::splat(1.0);
+    let f = rest.fma((-e).exp2_whole(), m - L::splat(1.0));
     let s = f / (f + L::splat(2.0));
     let z = s * s;
     let half = L::splat(0.5) * f * f;

@@ -40,7 +40,7 @@ pub trait Bessel: Sync {
     }
 }
 
-const SERIES_RANGES: [f64; 3] = [series::LENGTHS[0].0, series::LENGTHS[1].0, series::LENGTHS[2].0];
+const SERIES_RANGES: [f64; 3] = [series::LENGTHS[0].0, f64::INFINITY, f64::INFINITY];
 const MACDONALD_RANGES: [f64; 3] = [macdonald::RANGES[0], macdonald::RANGES[1], macdonald::RANGES[2]];
 
 /// Which of two infinite things wins is not defined.
@@ -52,9 +52,7 @@ macro_rules! by_range {
     ($function:ident, $range:ident, $($arg:expr),*) => {
         match $range {
             0 => $function::<L, { series::LENGTHS[0].1 }>($($arg),*),
-            1 => $function::<L, { series::LENGTHS[1].1 }>($($arg),*),
-            2 => $function::<L, { series::LENGTHS[2].1 }>($($arg),*),
-            _ => $function::<L, { series::LENGTHS[3].1 }>($($arg),*),
+            _ => $function::<L, { series::LENGTHS[1].1 }>($($arg),*),
         }
     };
 }
