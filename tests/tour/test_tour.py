@@ -19,7 +19,12 @@ def chapter(name="one", work=None):
     def run(t):
         with t.stage("counting") as report:
             report(1, 2)
-        return [Section("Found", [Text("A **bold** `word` <b>"), Table(["a", "b"], [["1", Cell("2", "good")]], ours="b")])]
+        return [
+            Section(
+                "Found",
+                [Text("A **bold** `word` <b>"), Table(["a", "b"], [["1", Cell("2", "good")]], ours="b")],
+            )
+        ]
 
     return Chapter(name, f"Chapter {name}", "A promise.", work or run)
 
@@ -55,7 +60,9 @@ def test_progress_is_told_before_anything_slow(tmp_path, only, capsys):
 
 def test_first_line_comes_within_five_seconds():
     begun = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-m", "mercer.tour"], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "mercer.tour"], stderr=subprocess.PIPE, text=True
+    ) as process:
         first = process.stderr.readline()
         seconds = time.perf_counter() - begun
         process.kill()
@@ -138,7 +145,9 @@ def test_curves_break_where_a_value_is_not_finite():
 
 def test_map_shows_every_point_and_name():
     rng = np.random.default_rng(0)
-    svg = map_of_points(rng.normal(size=(40, 2)), np.arange(40) % 3, [f"tip {i}" for i in range(40)], ["x", "y", "<z>"])
+    svg = map_of_points(
+        rng.normal(size=(40, 2)), np.arange(40) % 3, [f"tip {i}" for i in range(40)], ["x", "y", "<z>"]
+    )
     assert svg.count("<circle") == 40 and "tip 39" in svg and "&lt;z&gt;" in svg
 
 
@@ -157,7 +166,12 @@ def test_corpus_is_the_same_every_time_and_without_doubles(corpus):
     from mercer.tour import corpus as corpora
 
     assert corpora.collect(300) == corpus
-    assert len(corpus.documents) == 300 == len({d.text for d in corpus.documents}) == len({d.name for d in corpus.documents})
+    assert (
+        len(corpus.documents)
+        == 300
+        == len({d.text for d in corpus.documents})
+        == len({d.name for d in corpus.documents})
+    )
     assert set(corpus.versions) == {"NumPy", "SciPy", "scikit-learn"}
     assert corpus.found > 2000
 
@@ -170,8 +184,13 @@ def test_documents_are_prose(corpus):
 def test_sentences_that_many_share_are_taken_out():
     from mercer.tour.corpus import TEMPLATE, Document, _without_templates
 
-    common = [Document(f"m.f{i}", "m", f"A thing of its own, number {i}. New code should not use f{i} at all.") for i in range(TEMPLATE)]
-    cleaned = _without_templates([*common, Document("m.other", "m", "Quite another thing. It stays as it is.")])
+    common = [
+        Document(f"m.f{i}", "m", f"A thing of its own, number {i}. New code should not use f{i} at all.")
+        for i in range(TEMPLATE)
+    ]
+    cleaned = _without_templates(
+        [*common, Document("m.other", "m", "Quite another thing. It stays as it is.")]
+    )
     assert [d.text for d in cleaned] == [
         *(f"A thing of its own, number {i}." for i in range(TEMPLATE)),
         "Quite another thing. It stays as it is.",
@@ -190,7 +209,12 @@ class FakeModel:
 
         FakeModel.runs += 1
         n = len(texts)
-        return Embeddings(np.ones((n, 4), np.float32), np.ones((2 * n, 4), np.float32), np.arange(2 * n, dtype=np.int32), np.arange(0, 2 * n + 1, 2))
+        return Embeddings(
+            np.ones((n, 4), np.float32),
+            np.ones((2 * n, 4), np.float32),
+            np.arange(2 * n, dtype=np.int32),
+            np.arange(0, 2 * n + 1, 2),
+        )
 
 
 def test_vectors_are_kept_under_what_they_depend_on(corpus, tmp_path, monkeypatch):

@@ -402,8 +402,9 @@ def _comparison_section(found: dict[str, np.ndarray], bic: dict[int, float], k: 
             Table(
                 ["", "spherical k-means", "vMF mixture", "better"],
                 rows,
-                caption=f"Mean ± standard deviation over {seeds} seeds, each with another fifth of the corpus held out and "
-                "two starts. Neither was told the modules. Higher is better but for the time. k-means is in NumPy.",
+                caption=f"Mean ± standard deviation over {seeds} seeds, each with another fifth of the corpus held "
+                "out and two starts. Neither was told the modules. Higher is better but for the time. k-means is in "
+                "NumPy.",
                 baseline="spherical k-means",
                 ours="vMF mixture",
             ),
@@ -462,7 +463,11 @@ def _cluster_section(
                 "t-SNE of the cosines. A cluster is named by words whose token vectors lie near its mean direction "
                 "and that are commoner in it than elsewhere.",
             ),
-            Groups(groups, "The most typical members first: those nearest their cluster's mean direction.", shown=12),
+            Groups(
+                groups,
+                "The most typical members first: those nearest their cluster's mean direction.",
+                shown=12,
+            ),
             Text(
                 "What k-means cannot say: how tight a cluster is. Templates written a hundred times over lie close "
                 f"together, subjects with many voices do not.{overflow}"
@@ -549,7 +554,7 @@ def _alike(a: str, b: str) -> bool:
 
 def _plane(X: np.ndarray) -> np.ndarray:
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # scikit-learn brings it.
 
     perplexity = min(30.0, (len(X) - 1) / 3)
     tsne = TSNE(init="pca", metric="cosine", random_state=0, max_iter=750, perplexity=perplexity)

@@ -77,10 +77,14 @@ def _part(part: Text | Table | Figure | Groups) -> str:
         return f"<figure>{part.svg}<figcaption>{_inline(part.caption)}</figcaption></figure>"
     if isinstance(part, Groups):
         caption = f'<p class="caption">{_inline(part.caption)}</p>' if part.caption else ""
-        first, rest = ("".join(map(_group, part.groups[s])) for s in (slice(part.shown), slice(part.shown, None)))
+        first, rest = (
+            "".join(map(_group, part.groups[s])) for s in (slice(part.shown), slice(part.shown, None))
+        )
         if rest:
             more = f"{len(part.groups) - part.shown} more"
-            rest = f'<details class="more"><summary>{more}</summary><div class="groups">{rest}</div></details>'
+            rest = (
+                f'<details class="more"><summary>{more}</summary><div class="groups">{rest}</div></details>'
+            )
         return f'{caption}<div class="groups">{first}</div>{rest}'
     return _table(part)
 
