@@ -380,3 +380,13 @@ def test_reference_backend_is_another_implementation_with_the_same_values():
         assert np.all(abs(plain - fast) <= 3e-12 * np.maximum(1, abs(fast))), name
     with mercer.backend("reference"):
         np.testing.assert_allclose(special.iv_ratio_inverse(v, special.iv_ratio(v, x)), x, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_first_negative_is_found_wherever_it_is(dtype):
+    x = np.ones(100_000, dtype)
+    x[7] = np.nan
+    for at in (99_999, 65_536, 8191, 8, 0):
+        x[at] = -1e-30
+        with pytest.raises(ValueError, match=rf"got -1e-30 at index {at}$" if dtype == np.float64 else f"index {at}$"):
+            special.log_kv(1.0, x)

@@ -281,9 +281,10 @@ def iv_ratio_inverse(
     rest = () if complement is None else (complement,)
     names = ("v", "r", "complement")
     arrays, dtype = _real_arrays(names, (v, r, *rest))
-    _refuse_negative("v", arrays[0])
+    threads = _threads(threads)
+    _refuse_negative("v", arrays[0], threads)
     for name, array in zip(names[1:], arrays[1:], strict=False):
-        _refuse_negative(name, array)
+        _refuse_negative(name, array, threads)
         above = np.flatnonzero(array > 1)
         if above.size:
             at = np.unravel_index(above[0], array.shape)
@@ -302,7 +303,7 @@ def iv_ratio_inverse(
     operands = [_operand(a, shape, np.dtype(np.float64)) for a in arrays]
     if flat.size:
         orders, ratios, rests = operands
-        _core.bessel_ratio_inverse(orders, ratios, rests, flat, _threads(threads))
+        _core.bessel_ratio_inverse(orders, ratios, rests, flat, threads)
     result[...] = flat.reshape(shape)
     return _finish(out, result)
 
@@ -313,10 +314,11 @@ _WHOLE_NEGATIVE_ORDERS = frozenset({"log_iv", "log_ive"})
 
 def _elementwise(name: str, v: ArrayLike, x: ArrayLike, out: NDArray | None, threads: int | None) -> Any:
     (v, x), dtype = _real_arrays(("v", "x"), (v, x))
-    _check_domain(name, v, x)
+    threads = _threads(threads)
+    _check_domain(name, v, x, threads)
     shape = v.shape if v.shape == x.shape else np.broadcast_shapes(v.shape, x.shape)
     result = _result(out, shape, dtype)
-    _fill(name, v, x, result, dtype, _threads(threads))
+    _fill(name, v, x, result, dtype, threads)
     return _finish(out, result)
 
 
@@ -326,10 +328,10 @@ def _derivatives(
     if isinstance(order, bool) or not isinstance(order, int | np.integer) or not 1 <= order <= 4:
         raise ValueError(f"order must be a whole number from 1 to 4, got {order!r}")
     (v, x), dtype = _real_arrays(("v", "x"), (v, x))
-    _check_domain(name, v, x)
+    threads = _threads(threads)
+    _check_domain(name, v, x, threads)
     shape = (int(order), *np.broadcast_shapes(v.shape, x.shape))
     result = _result(out, shape, dtype)
-    threads = _threads(threads)
     # Into a fresh array first where the operands would be overwritten between two derivatives.
     shared = out is not None and (np.may_share_memory(out, v) or np.may_share_memory(out, x))
     fresh = np.empty(shape, dtype) if shared else result
@@ -377,11 +379,11 @@ def _real_arrays(names: tuple[str, ...], values: tuple[ArrayLike, ...]) -> tuple
     return arrays, np.dtype(np.float32 if narrow else np.float64)
 
 
-def _check_domain(name: str, v: NDArray, x: NDArray) -> None:
-    _refuse_negative("x", x)
+def _check_domain(name: str, v: NDArray, x: NDArray, threads: int) -> None:
+    _refuse_negative("x", x, threads)
     if name in _EVERY_ORDER:
         return
-    first = _first_negative(v)
+    first = _first_negative(v, threads)
     if first is None:
         return
     if name in _WHOLE_NEGATIVE_ORDERS:
@@ -390,19 +392,19 @@ def _check_domain(name: str, v: NDArray, x: NDArray) -> None:
             at = np.unravel_index(broken[0], v.shape)
             raise ValueError(f"v must be >= 0 or a whole number, got {v[at]}{_where(at)}")
         return
-    _refuse_negative("v", v)
+    _refuse_negative("v", v, threads)
 
 
-def _refuse_negative(name: str, array: NDArray) -> None:
-    first = _first_negative(array)
+def _refuse_negative(name: str, array: NDArray, threads: int) -> None:
+    first = _first_negative(array, threads)
     if first is not None:
         at = np.unravel_index(first, array.shape)
         raise ValueError(f"{name} must be >= 0, got {array[at]}{_where(at)}")
 
 
-def _first_negative(array: NDArray) -> int | None:
+def _first_negative(array: NDArray, threads: int) -> int | None:
     if array.dtype in (np.float32, np.float64) and array.dtype.isnative and array.flags.c_contiguous:
-        return _core.first_negative(array.reshape(-1))
+        return _core.first_negative(array.reshape(-1), threads)
     negative = np.flatnonzero(array < 0)
     return int(negative[0]) if negative.size else None
 

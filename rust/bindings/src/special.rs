@@ -2,7 +2,7 @@
 
 use crate::interrupt;
 use mercer_core::cancel::{Cancel, Cancelled};
-use mercer_core::special::chunked::{Operand, Real, evaluate, map_points};
+use mercer_core::special::chunked::{self, Operand, Real, evaluate, map_points};
 use mercer_core::special::derivative::{DerivativeI, DerivativeK};
 use mercer_core::special::inverse::iv_ratio_inverse;
 use mercer_core::special::{LogI, LogK, OrderDerivativeI, OrderDerivativeK, RatioI, RatioK};
@@ -87,11 +87,11 @@ pub fn bessel_ratio_inverse(
 
 /// The first index at which a value is negative, or None; NaN is not.
 #[pyfunction]
-pub fn first_negative(values: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+pub fn first_negative(values: &Bound<'_, PyAny>, threads: usize) -> PyResult<Option<usize>> {
     if let Ok(values) = values.extract::<PyReadonlyArray1<'_, f64>>() {
-        return Ok(mercer_core::special::chunked::first_negative(values.as_slice()?));
+        return Ok(chunked::first_negative(values.as_slice()?, threads));
     }
-    Ok(mercer_core::special::chunked::first_negative(values.extract::<PyReadonlyArray1<'_, f32>>()?.as_slice()?))
+    Ok(chunked::first_negative(values.extract::<PyReadonlyArray1<'_, f32>>()?.as_slice()?, threads))
 }
 
 fn operand<T: Real>(values: &[T], len: usize) -> PyResult<Operand<'_, T>> {

@@ -49,11 +49,32 @@ impl Real for f32 {
 }
 
 /// The first index at which a value is negative; NaN is not.
-pub fn first_negative<T: Real>(values: &[T]) -> Option<usize> {
-    // Block by block without an exit inside, so that a block is compared as vectors.
-    let has = |block: &[T]| block.iter().fold(false, |any, value| any | (value.widen() < 0.0));
-    let block = values.chunks(CHUNK).position(has)?;
-    values[block * CHUNK..].iter().position(|value| value.widen() < 0.0).map(|i| block * CHUNK + i)
+pub fn first_negative<T: Real>(values: &[T], threads: usize) -> Option<usize> {
+    let search = |(task, part): (usize, &[T])| {
+        // Block by block without an exit inside, so that a block is compared as vectors.
+        let block = part.chunks(CHUNK).position(|block| dispatch(AnyNegative(block)))?;
+        let at = part[block * CHUNK..].iter().position(|value| value.widen() < 0.0)?;
+        Some(task * TASK + block * CHUNK + at)
+    };
+    if threads == 1 || values.len() < 2 * TASK {
+        return values.chunks(TASK).enumerate().find_map(search);
+    }
+    pool::install(threads, || values.par_chunks(TASK).enumerate().find_map_first(search))
+}
+
+struct AnyNegative<'a, T>(&'a [T]);
+
+impl<T: Real> Kernel for AnyNegative<'_, T> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> bool {
+        let mut any = false;
+        for value in self.0 {
+            any |= value.widen() < 0.0;
+        }
+        any
+    }
 }
 
 /// One of the arguments: an array as long as the result, or one value for all of it.
