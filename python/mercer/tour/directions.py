@@ -412,7 +412,7 @@ def _comparison_section(found: dict[str, np.ndarray], bic: dict[int, float], k: 
             Text(
                 f"Both find {k} clusters, a number chosen by the mixture's BIC (above its least: {tried}). Spherical "
                 "k-means is the same model with hard assignments and one concentration for all; its density is taken "
-                f"at its own best κ. A held-out document is on average {ratio:,.0f} times as likely under the mixture."
+                f"at its own best κ. In the geometric mean, a held-out document is {ratio:,.0f} times as likely under the mixture."
             ),
             Table(
                 ["", "spherical k-means", "vMF mixture", "better"],
@@ -484,7 +484,7 @@ def _cluster_section(
                 shown=12,
             ),
             Text(
-                "What k-means cannot say: how tight a cluster is. Templates written a hundred times over lie close "
+                "What k-means cannot say: how tight a cluster is. Subjects described in one set phrase lie close "
                 f"together, subjects with many voices do not.{overflow}"
             ),
             Figure(
@@ -584,7 +584,7 @@ CHAPTER = Chapter(
     name="directions",
     title="Directions in 384 dimensions",
     promise="What is the documentation of the scientific Python stack about? A mixture of von Mises–Fisher "
-    "distributions finds out, by a Bessel function that other libraries cannot evaluate there.",
+    "distributions finds out, by the logarithm of a Bessel function that itself leaves float64.",
     run=run,
     requires=(
         ("torch", "torch"),
