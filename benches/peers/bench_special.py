@@ -1,6 +1,6 @@
 """log I and log K of 400,000 points a regime, against `log(ive) + x` and `log(kve) - x` of SciPy, on two threads and
 on one. Only points where SciPy is finite are timed; the note says how many it loses. Two regimes also against
-`logbesselk` (JAX, compiled), which has K only.
+`logbesselk` (JAX, compiled), which has K only and loses digits outside a moderate range.
 """
 
 from __future__ import annotations
@@ -72,9 +72,11 @@ def against_logbesselk(n: int, quick: bool) -> list[Row]:
         return
     jax.config.update("jax_enable_x64", True)
     batched = jax.jit(jax.vmap(log_bessel_k))
-    for regime in ("v, x in [0, 10]", "v, x in [150, 1e4]"):
+    for regime in ("v, x in [0, 10]", "v, x in [0, 150]"):
         v, x = (a[: n // 20] for a in regimes(n)[regime])
         a, b = jax.numpy.asarray(v), jax.numpy.asarray(x)
+        true = special.log_kv(v, x)  # to 1e-15: see tests/special
+        off = np.abs(np.asarray(batched(a, b)) - true) / np.maximum(1, np.abs(true))
         yield compare(
             f"log K, {regime}",
             "logbesselk",
@@ -83,4 +85,5 @@ def against_logbesselk(n: int, quick: bool) -> list[Row]:
             elements=x.size,
             threads=2,
             rounds=3 if quick else 7,
+            note=f"its error: {off.max():.0e} at worst, above 1e-9 on {(off > 1e-9).mean():.1%}",
         )

@@ -138,13 +138,16 @@ class PlainDraws:
         self.bits = self.bits or self.words()
         return ((self.bits.pop(0) >> 12) + 0.5) * 2.0**-52
 
+    def direction(self, word):
+        turn = (((word >> 12) + 0.5) * 2.0**-52 - 0.5) * math.pi / 2
+        x, y = math.cos(turn) * (-1 if word & 1 else 1), math.sin(turn)
+        return (y, x) if word & 2 else (x, y)
+
     def normal(self):
         if not self.normals:
             a, b = self.words()
             r = math.sqrt(-2 * math.log(((a >> 12) + 0.5) * 2.0**-52))
-            turn = (((b >> 12) + 0.5) * 2.0**-52 - 0.5) * math.pi / 2
-            x, y = math.cos(turn) * (-1 if b & 1 else 1), math.sin(turn)
-            self.normals = [r * y, r * x] if b & 2 else [r * x, r * y]
+            self.normals = [r * x for x in self.direction(b)]
         return self.normals.pop(0)
 
     def gamma(self, shape):
@@ -159,22 +162,38 @@ class PlainDraws:
 
 
 def plain_row(mu, kappa, seed, row):
-    """Wood's algorithm as it is printed."""
+    """Inversion on the sphere, Wood's algorithm as it is printed elsewhere; one block a try on the circle."""
     m = len(mu) - 1
     draws = PlainDraws(seed, 1, row)
+    if m == 2:
+        uniform, angle = draws.words()
+        u = ((uniform >> 12) + 0.5) * 2.0**-52
+        w, tangent = 1 + math.log1p(u * math.expm1(-2 * kappa)) / kappa, draws.direction(angle)
+        return reflect(mu, w, np.array(tangent))
     b = m / (2 * kappa + math.hypot(2 * kappa, m))
     x0 = (1 - b) / (1 + b)
     c = kappa * x0 + m * math.log(1 - x0 * x0)
     while True:
-        g = draws.gamma(m / 2), draws.gamma(m / 2)
-        z = g[0] / (g[0] + g[1])
+        if m == 1:
+            uniform, angle = draws.words()
+            z, u = draws.direction(angle)[1] ** 2, ((uniform >> 12) + 0.5) * 2.0**-52
+        else:
+            g = draws.gamma(m / 2), draws.gamma(m / 2)
+            z, u = g[0] / (g[0] + g[1]), draws.uniform()
         w = (1 - (1 + b) * z) / (1 - (1 - b) * z)
-        if kappa * w + m * math.log(1 - x0 * w) - c >= math.log(draws.uniform()):
+        if kappa * w + m * math.log(1 - x0 * w) - c >= math.log(u):
             break
+    if m == 1:
+        t = math.sqrt(1 - w * w) * (-1 if uniform & 1 else 1)
+        return np.array([w * mu[0] - t * mu[1], w * mu[1] + t * mu[0]])
     draws = PlainDraws(seed, 0, row)
     t = np.array([draws.normal() for _ in range(m)])
+    return reflect(mu, w, t / np.linalg.norm(t))
+
+
+def reflect(mu, w, tangent):
     sign = -1.0 if mu[0] < 0 else 1.0
-    y = np.concatenate([[-sign * w], np.sqrt(1 - w * w) * t / np.linalg.norm(t)])
+    y = np.concatenate([[-sign * w], np.sqrt(1 - w * w) * tangent])
     u = mu + sign * np.eye(len(mu))[0]
     return y - 2 * u * (u @ y) / (u @ u)
 

@@ -25,12 +25,8 @@ def test_log_i_and_log_k():
 
 def test_order_derivative_and_log_ratio():
     with mpmath.workdps(1000):
-        slope = np.array(
-            [
-                float(-mpmath.asinh(mpmath.mpf(float(v)) / mpmath.mpf(float(x))))
-                for v, x in zip(V, X, strict=True)
-            ]
-        )
+        quotients = [mpmath.mpf(float(v)) / mpmath.mpf(float(x)) for v, x in zip(V, X, strict=True)]
+        slope = np.array([float(-mpmath.asinh(quotient)) for quotient in quotients])
     np.testing.assert_allclose(special.dlog_iv_dv(V, X), slope, rtol=1e-14, atol=1e-300)
     np.testing.assert_allclose(special.dlog_kv_dv(V, X), -slope, rtol=1e-14, atol=1e-300)
     np.testing.assert_allclose(special.log_kv_ratio(V, X), -slope, rtol=1e-14, atol=1e-16)

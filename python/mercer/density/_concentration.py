@@ -41,7 +41,7 @@ def kappa_mle(r_bar: Any, d: Any) -> Any:
         >>> float(kappa_mle(0.5, 3).round(6))
         1.796756
         >>> kappa_mle([0.1, 0.9], 2048).round(3)
-        array([  206.753, 9708.105])
+        array([ 206.867, 9696.813])
     """
     r, d = _lengths(r_bar, d)
     return special.iv_ratio_inverse(_like(d / 2 - 1, r), r)
@@ -98,7 +98,7 @@ def kappa_tanabe(r_bar: Any, d: Any, steps: int = 1) -> Any:
     Example:
         >>> from mercer.density import kappa_tanabe
         >>> round(float(kappa_tanabe(0.5, 3)), 4)
-        1.7922
+        1.8177
     """
     steps = _checks.integer("steps", steps, 1)
     r, d = _lengths(r_bar, d)

@@ -39,7 +39,7 @@ fn philox<const N: usize>(counter: [[u64; N]; 4], seed: u64) -> [[u64; N]; 4] {
 
 /// A uniform number in the open interval (0, 1): the middles of 2⁵² equal cells.
 #[inline(always)]
-fn open_unit(bits: u64) -> f64 {
+pub(crate) fn open_unit(bits: u64) -> f64 {
     (f64::from_bits((bits >> 12) | 0x3FF0_0000_0000_0000) - 1.0) + 1.110_223_024_625_156_5e-16
 }
 
@@ -64,6 +64,7 @@ pub(crate) fn ln(x: f64) -> f64 {
 }
 
 /// log(1 + x) for x > -1.
+#[inline(always)]
 pub(crate) fn ln_1p(x: f64) -> f64 {
     let w = 1.0 + x;
     // Kahan: the error of forming 1 + x cancels in the quotient.
@@ -85,16 +86,40 @@ fn sin_cos(x: f64) -> (f64, f64) {
     (sine * x, cosine)
 }
 
+/// A uniform point of the unit circle from 54 bits.
+#[inline(always)]
+pub(crate) fn direction(angle: u64) -> (f64, f64) {
+    let (s, c) = sin_cos((open_unit(angle) - 0.5) * std::f64::consts::FRAC_PI_2);
+    // The upper 52 bits choose within a quarter turn about the first axis, the two lowest which quarter.
+    let c = f64::from_bits(c.to_bits() ^ ((angle & 1) << 63));
+    if angle & 2 != 0 { (s, c) } else { (c, s) }
+}
+
 /// Two independent standard normals from 128 bits.
 #[inline(always)]
 fn box_muller(radius: u64, angle: u64) -> (f64, f64) {
     let r = (-2.0 * ln(open_unit(radius))).sqrt();
-    let (s, c) = sin_cos((open_unit(angle) - 0.5) * std::f64::consts::FRAC_PI_2);
-    // The angle's upper 52 bits choose within a quarter turn about the first axis, two lower ones which quarter.
-    let c = f64::from_bits(c.to_bits() ^ ((angle & 1) << 63));
-    let swap = angle & 2 != 0;
-    let (a, b) = if swap { (s, c) } else { (c, s) };
+    let (a, b) = direction(angle);
     (r * a, r * b)
+}
+
+/// Rows that [`row_blocks`] serves at once.
+pub(crate) const ROWS: usize = LANES;
+
+/// Block `block` of rows `first`, `first + 1`, ...: two words of 64 bits for each.
+#[inline(always)]
+pub(crate) fn row_blocks(seed: u64, stream: u32, first: u64, block: u32) -> ([u64; ROWS], [u64; ROWS]) {
+    let (mut low, mut high) = ([0; ROWS], [0; ROWS]);
+    for i in 0..ROWS {
+        let row = first.wrapping_add(i as u64);
+        (low[i], high[i]) = (row & LOW, row >> 32);
+    }
+    let [a, b, c, d] = philox::<ROWS>([[u64::from(block); ROWS], low, high, [u64::from(stream); ROWS]], seed);
+    let (mut one, mut two) = ([0; ROWS], [0; ROWS]);
+    for i in 0..ROWS {
+        (one[i], two[i]) = (a[i] | (b[i] << 32), c[i] | (d[i] << 32));
+    }
+    (one, two)
 }
 
 /// The random numbers of one row of one stream of one seed.

@@ -6,6 +6,7 @@
 //! Sums run over pieces of the rows that depend on the shape alone, and are added in order: the thread count
 //! never changes a bit.
 
+mod low;
 mod mixture;
 mod moments;
 mod rows;

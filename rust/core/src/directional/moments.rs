@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Error;
-use super::rows::{Real, RowError, lane_sum, unit_row};
+use super::rows::{Real, RowError, UNIT_TOLERANCE, lane_sum, unit_row};
 use crate::cancel::Cancel;
 use crate::lanes::{Kernel, Lanes, dispatch};
 
@@ -154,12 +154,41 @@ impl<T: Real> Kernel for Deficits<'_, T> {
     fn run<L: Lanes>(self) -> Self::Output {
         let (d, mean) = (self.mean.len(), self.mean);
         for ((row, x), out) in (self.first..).zip(self.x.chunks_exact(d)).zip(self.out) {
+            // A row of length l near 1 needs one pass: |x/l - mean|² = (|x - mean|² - (l - 1)²) / l.
+            let (square, apart) = square_and_distance(x, mean);
+            let length = square.sqrt();
+            if (length - 1.0).abs() <= UNIT_TOLERANCE {
+                *out = -0.5 * (apart - (length - 1.0) * (length - 1.0)) / length;
+                continue;
+            }
             unit_row(x, row, self.normalize, self.unit)?;
             let unit = &self.unit[..d];
             *out = -0.5 * lane_sum(d, |i| (unit[i] - mean[i]) * (unit[i] - mean[i]));
         }
         Ok(())
     }
+}
+
+/// |x|² and |x - mean|².
+#[inline(always)]
+fn square_and_distance<T: Real>(x: &[T], mean: &[f64]) -> (f64, f64) {
+    const LANES: usize = 16;
+    let (mut square, mut apart) = ([0.0; LANES], [0.0; LANES]);
+    let (rows, rest) = x.as_chunks::<LANES>();
+    let (means, mean_rest) = mean.as_chunks::<LANES>();
+    for (x, m) in rows.iter().zip(means) {
+        for i in 0..LANES {
+            let value = x[i].to_f64();
+            square[i] += value * value;
+            apart[i] += (value - m[i]) * (value - m[i]);
+        }
+    }
+    for (i, (x, m)) in rest.iter().zip(mean_rest).enumerate() {
+        let value = x.to_f64();
+        square[i] += value * value;
+        apart[i] += (value - m) * (value - m);
+    }
+    (square.iter().sum(), apart.iter().sum())
 }
 
 #[cfg(test)]

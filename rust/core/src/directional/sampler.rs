@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 
+use super::low::{Circle, Sphere};
 use super::rows::{Real, lane_sum};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::rng::{Draws, fill_normals, ln, ln_1p};
 
 /// The rejection sampler of W = mu·x, whose density is proportional to exp(kappa w) (1 - w²)^{(d-3)/2}.
-struct Cosine {
+pub(super) struct Cosine {
     m: f64,
     kappa: f64,
     b: f64,
@@ -29,19 +30,44 @@ impl Cosine {
         Self { m, kappa, b, s0: 2.0 * b / (1.0 + b) } // s0 = 1 - x0
     }
 
+    /// (1 - W, sqrt(1 - W²)) from Z = g1 / (g1 + g2): 1 - W = 2bZ / (1 - (1-b)Z), 1 + W = 2(1-Z) / (1 - (1-b)Z).
+    #[inline(always)]
+    pub(super) fn of(&self, g1: f64, g2: f64) -> (f64, f64) {
+        let below = g2 + self.b * g1;
+        (2.0 * (self.b * g1) / below, 2.0 * (self.b * g1 * g2).sqrt() / below)
+    }
+
+    /// kappa W + m log(1 - x0 W) - c for W = 1 - s, with both differences taken before they are multiplied.
+    #[inline(always)]
+    pub(super) fn surplus(&self, s: f64) -> f64 {
+        let Self { m, kappa, s0, .. } = *self;
+        kappa * (s0 - s) + m * ln_1p((s - s0) * (1.0 - s0) / (s0 * (2.0 - s0)))
+    }
+
     /// (1 - W, sqrt(1 - W²)).
     fn draw(&self, draws: &mut Draws) -> (f64, f64) {
-        let Self { m, kappa, b, s0 } = *self;
         loop {
-            // Z ~ Beta(m/2, m/2) as G1 / (G1 + G2): 1 - W = 2bZ / (1 - (1-b)Z), 1 + W = 2(1-Z) / (1 - (1-b)Z).
-            let (g1, g2) = (draws.gamma(0.5 * m), draws.gamma(0.5 * m));
-            let s = 2.0 * (b * g1) / (g2 + b * g1);
-            // kappa W + m log(1 - x0 W) - c, with both differences taken before they are multiplied.
-            let delta = (s - s0) * (1.0 - s0) / (s0 * (2.0 - s0));
-            if kappa * (s0 - s) + m * ln_1p(delta) >= ln(draws.uniform()) {
-                return (s, 2.0 * (b * g1 * g2).sqrt() / (g2 + b * g1));
+            // Z ~ Beta(m/2, m/2)
+            let (g1, g2) = (draws.gamma(0.5 * self.m), draws.gamma(0.5 * self.m));
+            let (s, t) = self.of(g1, g2);
+            if self.surplus(s) >= ln(draws.uniform()) {
+                return (s, t);
             }
         }
+    }
+}
+
+/// The reflection I - beta uu', u = mean + sign e1, which takes e1 to -sign mean; u is (head, mean[1..]).
+pub(super) struct Reflection {
+    pub sign: f64,
+    pub beta: f64,
+    pub head: f64,
+}
+
+impl Reflection {
+    pub(super) fn to(mean: &[f64]) -> Self {
+        let sign = if mean[0] < 0.0 { -1.0 } else { 1.0 };
+        Self { sign, beta: 1.0 / (1.0 + mean[0].abs()), head: mean[0] + sign }
     }
 }
 
@@ -65,7 +91,12 @@ pub fn sample<T: Real>(
     out.par_chunks_mut(rows * d).enumerate().try_for_each(|(chunk, out)| {
         cancel.check()?;
         let first = first_row + (chunk * rows) as u64;
-        dispatch(SampleRows { out, mean, cosine: &cosine, key: (seed, stream, first) });
+        let key = (seed, stream, first);
+        match d {
+            2 => dispatch(Circle { out, mean, cosine: &cosine, key }),
+            3 => dispatch(Sphere { out, mean, kappa, key }),
+            _ => dispatch(SampleRows { out, mean, cosine: &cosine, key }),
+        }
         Ok(())
     })
 }
@@ -89,8 +120,7 @@ impl<T: Real> Kernel for SampleRows<'_, T> {
 #[inline(always)]
 fn sample_rows<T: Real>(out: &mut [T], mean: &[f64], cosine: &Cosine, (seed, stream, first): (u64, u32, u64)) {
     let d = mean.len();
-    let sign = if mean[0] < 0.0 { -1.0 } else { 1.0 };
-    let beta = 1.0 / (1.0 + mean[0].abs()); // 2 / u·u for u = mean + sign e1
+    let Reflection { sign, beta, head } = Reflection::to(mean);
     let mut tangent = vec![0.0; d - 1];
     for (row, out) in (first..).zip(out.chunks_exact_mut(d)) {
         // Two streams a row: the number of draws that rejection takes must not shift the tangent's.
@@ -98,9 +128,9 @@ fn sample_rows<T: Real>(out: &mut [T], mean: &[f64], cosine: &Cosine, (seed, str
         fill_normals(&mut tangent, seed, 2 * stream, row);
         let z = &tangent[..];
         let scale = t / lane_sum(d - 1, |i| z[i] * z[i]).sqrt();
-        // The reflection I - 2uu'/u·u takes e1 to -sign mean; it is applied to (-sign W, scale z).
+        // The reflection is applied to (-sign W, scale z).
         let along = -sign * (1.0 - s);
-        let (head, rest) = (mean[0] + sign, &mean[1..]);
+        let rest = &mean[1..];
         let reflect = beta * (head * along + scale * lane_sum(d - 1, |i| rest[i] * z[i]));
         out[0] = T::from_f64(along - reflect * head);
         for ((o, &z), &m) in out[1..].iter_mut().zip(z).zip(rest) {

@@ -130,31 +130,25 @@ impl Frame<f64> {
 /// `log I` or `log K`, times `e^-x` or `e^x` where `scaled`.
 #[inline(always)]
 pub fn log_bessel<L: Lanes, const N: usize>(frame: &Frame<L>, second_kind: bool, scaled: bool) -> L {
-    let exponent = frame.log_ratio().times(frame.v).plus(if scaled {
-        let gap = two_sum(frame.r.hi, -frame.x);
-        Pair { hi: gap.hi, lo: gap.lo + frame.r.lo }
-    } else {
-        frame.r
-    });
-    let exponent = if frame.scale == 1.0 {
-        exponent
-    } else {
-        let back = L::splat(1.0 / frame.scale);
-        Pair { hi: exponent.hi * back, lo: exponent.lo * back }
-    };
-    let (exponent, constant, sign) = if second_kind {
-        (exponent.negate(), HALF_LOG_HALF_PI, -1.0)
-    } else {
-        (exponent, Pair { hi: -HALF_LOG_TWO_PI.hi, lo: -HALF_LOG_TWO_PI.lo }, 1.0)
-    };
+    let sign = if second_kind { -1.0 } else { 1.0 };
+    // Exact: a power of two, and 1 but on the slow path.
+    let back = L::splat(sign / frame.scale);
+    let logarithm = frame.log_ratio().times(frame.v);
+    let (constant, radius) = (
+        if second_kind { HALF_LOG_HALF_PI } else { Pair { hi: -HALF_LOG_TWO_PI.hi, lo: -HALF_LOG_TWO_PI.lo } },
+        if scaled { two_sum(frame.r.hi, -frame.x) } else { Pair { hi: frame.r.hi, lo: L::splat(0.0) } },
+    );
     let log_r = log(frame.r.hi);
     let log_scale = if frame.scale == 1.0 { 0.0 } else { frame.scale.ln() };
     let minus_half = L::splat(-0.5);
     let front = two_sum(L::splat(constant.hi), minus_half * log_r.hi);
     let sum = log1p_small(frame.series::<N>(&U, 1, sign));
     let rest = minus_half.fma(log_r.lo - L::splat(log_scale), sum + (front.lo + L::splat(constant.lo)));
-    let total = two_sum(exponent.hi, front.hi);
-    total.hi + (total.lo + (exponent.lo + rest))
+    // The logarithm of the ratio is ready last: everything else is added up before.
+    let base = two_sum(back * radius.hi, front.hi);
+    let base_lo = back.fma(radius.lo + frame.r.lo, base.lo + rest);
+    let total = two_sum(back * logarithm.hi, base.hi);
+    total.hi + (total.lo + back.fma(logarithm.lo, base_lo))
 }
 
 /// `W / U`, by which the logarithmic derivative differs from that of the leading term.
