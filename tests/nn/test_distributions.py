@@ -186,6 +186,8 @@ def test_bad_parameters_are_refused():
         (unit(3), torch.nan),
     ):
         with pytest.raises(ValueError, match="Expected parameter"):
-            VonMisesFisher(mu, kappa)
+            VonMisesFisher(
+                mu, kappa, validate_args=True
+            )  # torch.compile turns the default off for the process
     with pytest.raises(ValueError, match="within the support"):
-        VonMisesFisher(unit(3), 1.0).log_prob(torch.ones(3, dtype=torch.float64))
+        VonMisesFisher(unit(3), 1.0, validate_args=True).log_prob(torch.ones(3, dtype=torch.float64))

