@@ -388,5 +388,7 @@ def test_the_first_negative_is_found_wherever_it_is(dtype):
     x[7] = np.nan
     for at in (99_999, 65_536, 8191, 8, 0):
         x[at] = -1e-30
-        with pytest.raises(ValueError, match=rf"got -1e-30 at index {at}$" if dtype == np.float64 else f"index {at}$"):
+        with pytest.raises(
+            ValueError, match=rf"got -1e-30 at index {at}$" if dtype == np.float64 else f"index {at}$"
+        ):
             special.log_kv(1.0, x)
