@@ -10,6 +10,9 @@ use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
+/// From so many points on the work may take a noticeable part of a second.
+const LONG: usize = 1 << 22;
+
 type Run<T> = fn(Operand<'_, T>, Operand<'_, T>, &mut [T], usize, &Cancel) -> Result<(), Cancelled>;
 
 fn by_name<T: Real>(name: &str) -> PyResult<Run<T>> {
@@ -64,7 +67,7 @@ fn elementwise<T: Real + Element>(
     let mut out = out.try_readwrite()?;
     let out = out.as_slice_mut()?;
     let (v, x) = (operand(v.as_slice()?, out.len())?, operand(x.as_slice()?, out.len())?);
-    interrupt::run(py, out.len() > 1 << 16, |cancel| run(v, x, out, threads, cancel))
+    interrupt::run(py, out.len() > LONG, |cancel| run(v, x, out, threads, cancel))
 }
 
 /// `out[:] = x` with `I_{v+1}(x) / I_v(x) = ratio`, `complement = 1 - ratio`.
@@ -82,7 +85,7 @@ pub fn bessel_ratio_inverse(
     let len = out.len();
     let operands =
         [operand(v.as_slice()?, len)?, operand(ratio.as_slice()?, len)?, operand(complement.as_slice()?, len)?];
-    interrupt::run(py, len > 1 << 12, |cancel| map_points(operands, out, threads, cancel, iv_ratio_inverse))
+    interrupt::run(py, len > 1 << 16, |cancel| map_points(operands, out, threads, cancel, iv_ratio_inverse))
 }
 
 /// The first index at which a value is negative, or None; NaN is not.

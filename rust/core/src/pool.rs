@@ -4,7 +4,7 @@
 //! where the first parallel call would wait for ever. Ours is kept by process id and rebuilt after a fork.
 
 use std::num::NonZero;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 struct Kept {
     pid: u32,
@@ -25,6 +25,45 @@ pub fn threads(asked: Option<NonZero<usize>>) -> usize {
 /// Run `work` where rayon's parallel iterators use `threads` threads. One thread runs on the caller's.
 pub fn install<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     pool(threads).install(work)
+}
+
+/// Do `work` on each item, on `threads` threads of which the caller is one: short work does not wait for the others to
+/// wake up. Items are handed out in order; after an error no more are.
+///
+/// # Errors
+/// One of those that `work` gave.
+pub fn share<T: Send, E: Send>(
+    threads: usize,
+    items: impl ExactSizeIterator<Item = T> + Send,
+    work: impl Fn(T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let helpers = threads.min(items.len()).saturating_sub(1);
+    if helpers == 0 {
+        let mut items = items;
+        return items.try_for_each(work);
+    }
+    let (items, failure) = (Mutex::new(items), Mutex::new(None));
+    let take = || lock(&items).next();
+    let run = || {
+        while let Some(item) = take() {
+            if let Err(error) = work(item) {
+                *lock(&failure) = Some(error);
+                while take().is_some() {}
+            }
+        }
+    };
+    pool(threads).in_place_scope(|scope| {
+        for _ in 0..helpers {
+            scope.spawn(|_| run());
+        }
+        run();
+    });
+    lock(&failure).take().map_or(Ok(()), Err)
+}
+
+/// A thread that panicked while it held the lock takes the whole scope down with it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn pool(threads: usize) -> Arc<rayon::ThreadPool> {

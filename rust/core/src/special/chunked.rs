@@ -5,13 +5,15 @@ use super::uniform::{Frame, LENGTHS, RADIUS, TERMS};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
-use rayon::prelude::*;
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Points that are classified together: their buffers stay in the first-level cache.
 const CHUNK: usize = 1024;
-/// Points that one task takes. Below two of them everything runs on the caller's thread.
+/// Points that one task takes: 20 to 100 microseconds of work.
 const TASK: usize = 8 * CHUNK;
+/// The same where a point is only looked at.
+const LONG_TASK: usize = 8 * TASK;
 /// Classes 0 to 3 are the ranges below the uniform expansion, 4 to 6 its lengths; this one holds what needs care.
 const CARE: usize = 7;
 /// The widest vector, by which a buffer is longer than a chunk.
@@ -50,16 +52,19 @@ impl Real for f32 {
 
 /// The first index at which a value is negative; NaN is not.
 pub fn first_negative<T: Real>(values: &[T], threads: usize) -> Option<usize> {
+    let first = AtomicUsize::new(usize::MAX);
     let search = |(task, part): (usize, &[T])| {
         // Block by block without an exit inside, so that a block is compared as vectors.
-        let block = part.chunks(CHUNK).position(|block| dispatch(AnyNegative(block)))?;
-        let at = part[block * CHUNK..].iter().position(|value| value.widen() < 0.0)?;
-        Some(task * TASK + block * CHUNK + at)
+        if let Some(block) = part.chunks(CHUNK).position(|block| dispatch(AnyNegative(block))) {
+            let at = part[block * CHUNK..].iter().position(|value| value.widen() < 0.0);
+            first.fetch_min(task * LONG_TASK + block * CHUNK + at.unwrap_or(0), Ordering::Relaxed);
+            // Parts are handed out in order: those still to come hold later ones.
+            return Err(());
+        }
+        Ok(())
     };
-    if threads == 1 || values.len() < 2 * TASK {
-        return values.chunks(TASK).enumerate().find_map(search);
-    }
-    pool::install(threads, || values.par_chunks(TASK).enumerate().find_map_first(search))
+    let found = pool::share(threads, values.chunks(LONG_TASK).enumerate(), search).is_err();
+    found.then(|| first.into_inner())
 }
 
 struct AnyNegative<'a, T>(&'a [T]);
@@ -129,10 +134,7 @@ pub fn evaluate<F: Bessel, T: Real>(
         });
         Ok(())
     };
-    if threads == 1 || out.len() < 2 * TASK {
-        return out.chunks_mut(TASK).enumerate().try_for_each(|(i, out)| part(i, out));
-    }
-    pool::install(threads, || out.par_chunks_mut(TASK).enumerate().try_for_each(|(i, out)| part(i, out)))
+    pool::share(threads, out.chunks_mut(TASK).enumerate(), |(i, out)| part(i, out))
 }
 
 /// `out[i] = f(a[i], b[i], c[i])` for functions that are solved point by point.
@@ -157,10 +159,7 @@ pub fn map_points<T: Real>(
         }
         Ok(())
     };
-    if threads == 1 || out.len() < 2 * CHUNK {
-        return out.chunks_mut(CHUNK).enumerate().try_for_each(part);
-    }
-    pool::install(threads, || out.par_chunks_mut(CHUNK).enumerate().try_for_each(part))
+    pool::share(threads, out.chunks_mut(CHUNK).enumerate(), part)
 }
 
 struct Chunk<'a, F> {
