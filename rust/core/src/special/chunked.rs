@@ -235,22 +235,21 @@ impl Buffers {
     /// The class of each point; returns the smallest and the largest.
     #[inline(always)]
     fn classify<F: Bessel, L: Lanes>(&mut self, len: usize) -> (usize, usize) {
-        let (zero, one) = (L::splat(0.0), L::splat(1.0));
+        let zero = L::splat(0.0);
         let (mut first, mut last) = (L::splat(CARE as f64), zero);
         for i in (0..len).step_by(L::WIDTH) {
             let (v, x) = (L::load(&self.v[i..]), L::load(&self.x[i..]));
             let square = v.fma(v, x * x);
             let mut class = zero;
-            for begin in F::RANGES {
-                class = class + L::select(x.lt(L::splat(begin)), zero, one);
+            for (k, &begin) in F::RANGES.iter().enumerate() {
+                class = L::select(x.lt(L::splat(begin)), class, L::splat(k as f64 + 1.0));
             }
             for (k, (radius, _)) in LENGTHS.into_iter().enumerate() {
                 class = L::select(square.lt(L::splat(radius * radius)), class, L::splat(4.0 + k as f64));
             }
             // Comparisons with NaN are false, so each of these is asked for what is allowed.
             let care = L::splat(CARE as f64);
-            class = L::select(v.lt(L::splat(1e150)), class, care);
-            class = L::select(x.lt(L::splat(1e150)), class, care);
+            class = L::select((v + x).lt(L::splat(1e150)), class, care);
             class = L::select(L::splat(1e-290).lt(x), class, care);
             class = L::select(L::splat(-f64::MIN_POSITIVE).lt(v), class, care);
             first = L::select(class.lt(first), class, first);

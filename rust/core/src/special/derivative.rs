@@ -64,7 +64,7 @@ fn down<L: Lanes>(v: L, x: L, top: usize, p_top: L) -> [L; 4] {
 }
 
 impl<const ORDER: usize> Bessel for DerivativeI<ORDER> {
-    const RANGES: [f64; 3] = SERIES_RANGES;
+    const RANGES: &'static [f64] = SERIES_RANGES;
     const SECOND_KIND: bool = false;
 
     #[inline(always)]
@@ -124,7 +124,7 @@ fn of_quotient<L: Lanes, const ORDER: usize>(p: L, v: L, x: L) -> L {
 }
 
 impl<const ORDER: usize> Bessel for DerivativeK<ORDER> {
-    const RANGES: [f64; 3] = MACDONALD_RANGES;
+    const RANGES: &'static [f64] = MACDONALD_RANGES;
     const SECOND_KIND: bool = true;
 
     #[inline(always)]

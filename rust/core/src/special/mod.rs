@@ -23,8 +23,8 @@ use uniform::{Frame, RADIUS};
 
 /// A function of order and argument, written once for every class of points and every width.
 pub trait Bessel: Sync {
-    /// Where the classes below the uniform expansion begin, but for the first.
-    const RANGES: [f64; 3];
+    /// Where the classes below the uniform expansion begin, but for the first; three at most.
+    const RANGES: &'static [f64];
     /// Even in the order, so that a negative one is met by its magnitude; else only whole negative orders are, for I.
     const SECOND_KIND: bool;
 
@@ -40,8 +40,8 @@ pub trait Bessel: Sync {
     }
 }
 
-const SERIES_RANGES: [f64; 3] = [series::LENGTHS[0].0, f64::INFINITY, f64::INFINITY];
-const MACDONALD_RANGES: [f64; 3] = [macdonald::RANGES[0], macdonald::RANGES[1], macdonald::RANGES[2]];
+const SERIES_RANGES: &[f64] = &[series::LENGTHS[0].0];
+const MACDONALD_RANGES: &[f64] = &[macdonald::RANGES[0], macdonald::RANGES[1], macdonald::RANGES[2]];
 
 /// Which of two infinite things wins is not defined.
 fn both_infinite(v: f64, x: f64) -> bool {
@@ -61,7 +61,7 @@ macro_rules! by_range {
 pub struct LogI<const SCALED: bool>;
 
 impl<const SCALED: bool> Bessel for LogI<SCALED> {
-    const RANGES: [f64; 3] = SERIES_RANGES;
+    const RANGES: &'static [f64] = SERIES_RANGES;
     const SECOND_KIND: bool = false;
 
     #[inline(always)]
@@ -91,7 +91,7 @@ impl<const SCALED: bool> Bessel for LogI<SCALED> {
 pub struct LogK<const SCALED: bool>;
 
 impl<const SCALED: bool> Bessel for LogK<SCALED> {
-    const RANGES: [f64; 3] = MACDONALD_RANGES;
+    const RANGES: &'static [f64] = MACDONALD_RANGES;
     const SECOND_KIND: bool = true;
 
     #[inline(always)]
@@ -115,7 +115,7 @@ impl<const SCALED: bool> Bessel for LogK<SCALED> {
 pub struct RatioI<const COMPLEMENT: bool>;
 
 impl<const COMPLEMENT: bool> Bessel for RatioI<COMPLEMENT> {
-    const RANGES: [f64; 3] = SERIES_RANGES;
+    const RANGES: &'static [f64] = SERIES_RANGES;
     const SECOND_KIND: bool = false;
 
     #[inline(always)]
@@ -166,7 +166,7 @@ fn iv_ratio_over_x<L: Lanes>(v: L, x: L) -> L {
 pub struct RatioK<const LOG: bool>;
 
 impl<const LOG: bool> Bessel for RatioK<LOG> {
-    const RANGES: [f64; 3] = MACDONALD_RANGES;
+    const RANGES: &'static [f64] = MACDONALD_RANGES;
     const SECOND_KIND: bool = true;
 
     #[inline(always)]
@@ -179,7 +179,7 @@ impl<const LOG: bool> Bessel for RatioK<LOG> {
         let small = L::splat(0.0065);
         let is_small = less_one.lt(small);
         let far = log_quotient(frame.x + excess, frame.lifted_x, -frame.lift);
-        L::select(is_small, log1p_small(L::select(is_small, less_one, small)), far)
+        L::select(is_small, log1p_small::<L, 8>(L::select(is_small, less_one, small)), far)
     }
     #[inline(always)]
     fn small<L: Lanes, const RANGE: usize>(v: L, x: L, lift: f64) -> L {
@@ -215,7 +215,7 @@ fn log_quotient<L: Lanes>(a: L, b: L, down: f64) -> L {
 pub struct OrderDerivativeI;
 
 impl Bessel for OrderDerivativeI {
-    const RANGES: [f64; 3] = SERIES_RANGES;
+    const RANGES: &'static [f64] = SERIES_RANGES;
     const SECOND_KIND: bool = false;
 
     #[inline(always)]
@@ -243,7 +243,7 @@ impl Bessel for OrderDerivativeI {
 pub struct OrderDerivativeK;
 
 impl Bessel for OrderDerivativeK {
-    const RANGES: [f64; 3] = MACDONALD_RANGES;
+    const RANGES: &'static [f64] = MACDONALD_RANGES;
     const SECOND_KIND: bool = true;
 
     #[inline(always)]

@@ -62,7 +62,7 @@ pub fn log_iv<L: Lanes, const TERMS: usize>(v: L, x: L, lift: f64) -> Pair<L> {
     let inverse = both * top;
     let ratio = half * x * inverse;
     let left = ratio.fnma(z.lo, ratio.fnma(z.hi, half * x));
-    let mut log_ratio = log_pair(Pair { hi: ratio, lo: left * inverse });
+    let mut log_ratio = log_pair::<L, false>(Pair { hi: ratio, lo: left * inverse });
     if lift != 0.0 {
         log_ratio = log_ratio.plus(Pair { hi: L::splat(-lift * LN_2.hi), lo: L::splat(-lift * LN_2.lo) });
     }

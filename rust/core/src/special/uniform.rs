@@ -83,10 +83,10 @@ impl<L: Lanes> Frame<L> {
 
     /// `log(x / (v + r))`.
     #[inline(always)]
-    fn log_ratio(&self) -> Pair<L> {
+    fn log_ratio<const FINE: bool>(&self) -> Pair<L> {
         let q = self.lifted_x * self.inverse_w;
         let rest = q.fnma(self.w.lo, q.fnma(self.w.hi, self.lifted_x));
-        let log = log_pair(Pair { hi: q, lo: rest * self.inverse_w });
+        let log = log_pair::<L, FINE>(Pair { hi: q, lo: rest * self.inverse_w });
         if self.lift == 0.0 {
             return log;
         }
@@ -133,7 +133,9 @@ pub fn log_bessel<L: Lanes, const N: usize>(frame: &Frame<L>, second_kind: bool,
     let sign = if second_kind { -1.0 } else { 1.0 };
     // Exact: a power of two, and 1 but on the slow path.
     let back = L::splat(sign / frame.scale);
-    let logarithm = frame.log_ratio().times(frame.v);
+    // v is below 291 for more than the fewest terms, and 4e-19 of it nothing.
+    let fewest = LENGTHS[LENGTHS.len() - 1].1;
+    let logarithm = if N == fewest { frame.log_ratio::<true>() } else { frame.log_ratio::<false>() }.times(frame.v);
     let (constant, radius) = (
         if second_kind { HALF_LOG_HALF_PI } else { Pair { hi: -HALF_LOG_TWO_PI.hi, lo: -HALF_LOG_TWO_PI.lo } },
         if scaled { two_sum(frame.r.hi, -frame.x) } else { Pair { hi: frame.r.hi, lo: L::splat(0.0) } },
@@ -142,7 +144,12 @@ pub fn log_bessel<L: Lanes, const N: usize>(frame: &Frame<L>, second_kind: bool,
     let log_scale = if frame.scale == 1.0 { 0.0 } else { frame.scale.ln() };
     let minus_half = L::splat(-0.5);
     let front = two_sum(L::splat(constant.hi), minus_half * log_r.hi);
-    let sum = log1p_small(frame.series::<N>(&U, 1, sign));
+    let sum = frame.series::<N>(&U, 1, sign);
+    let sum = match N {
+        6 => log1p_small::<L, 5>(sum),
+        10 => log1p_small::<L, 6>(sum),
+        _ => log1p_small::<L, 8>(sum),
+    };
     let rest = minus_half.fma(log_r.lo - L::splat(log_scale), sum + (front.lo + L::splat(constant.lo)));
     // The logarithm of the ratio is ready last: everything else is added up before.
     let base = two_sum(back * radius.hi, front.hi);
@@ -201,7 +208,7 @@ pub fn kv_ratio_excess<L: Lanes, const N: usize>(frame: &Frame<L>) -> L {
 #[inline(always)]
 pub fn order_derivative<L: Lanes, const N: usize>(frame: &Frame<L>, second_kind: bool) -> L {
     let sign = if second_kind { -1.0 } else { 1.0 };
-    let log = frame.log_ratio();
+    let log = frame.log_ratio::<true>();
     let log = if second_kind { log.negate() } else { log };
     let moving = frame.series::<N>(&G, 1, sign) / (L::splat(1.0) + frame.series::<N>(&U, 1, sign));
     let lever = frame.v * frame.inverse_r * (frame.inverse_r * L::splat(frame.scale));
