@@ -49,11 +49,10 @@ def rows(quick: bool) -> list[Row]:
                 with np.errstate(all="ignore"):
                     keep = np.isfinite(theirs(v, x))
                 a, b = v[keep], x[keep]
-                out = np.empty_like(b)
                 yield compare(
                     f"{kind}, {regime}",
                     "scipy",
-                    ours=lambda f=ours, a=a, b=b, out=out, t=threads: f(a, b, out=out, threads=t),
+                    ours=lambda f=ours, a=a, b=b, t=threads: f(a, b, threads=t),
                     theirs=lambda f=theirs, a=a, b=b: f(a, b),
                     elements=b.size,
                     threads=threads,

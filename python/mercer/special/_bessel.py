@@ -315,10 +315,12 @@ _WHOLE_NEGATIVE_ORDERS = frozenset({"log_iv", "log_ive"})
 def _elementwise(name: str, v: ArrayLike, x: ArrayLike, out: NDArray | None, threads: int | None) -> Any:
     (v, x), dtype = _real_arrays(("v", "x"), (v, x))
     threads = _threads(threads)
-    _check_domain(name, v, x, threads)
     shape = v.shape if v.shape == x.shape else np.broadcast_shapes(v.shape, x.shape)
     result = _result(out, shape, dtype)
-    _fill(name, v, x, result, dtype, threads)
+    if out is not None:
+        _check_domain(name, v, x, threads)  # before anything is written
+    if _fill(name, v, x, result, dtype, threads):
+        _check_domain(name, v, x, threads)
     return _finish(out, result)
 
 
@@ -342,13 +344,13 @@ def _derivatives(
     return result
 
 
-def _fill(name: str, v: NDArray, x: NDArray, result: NDArray, dtype: np.dtype, threads: int) -> None:
-    """Write f(v, x) over `result`, directly where its memory allows."""
+def _fill(name: str, v: NDArray, x: NDArray, result: NDArray, dtype: np.dtype, threads: int) -> bool:
+    """Write f(v, x) over `result`, directly where its memory allows; whether some v or x is negative."""
     if is_reference():
         from mercer.special import _reference
 
         result[...] = _reference.evaluate(name, v, x)
-        return
+        return False
     direct = (
         result.dtype == dtype
         and result.flags.c_contiguous
@@ -357,10 +359,13 @@ def _fill(name: str, v: NDArray, x: NDArray, result: NDArray, dtype: np.dtype, t
         and not np.may_share_memory(result, x)
     )
     flat = result.reshape(-1) if direct else np.empty(result.size, dtype)
+    negative = False
     if flat.size:
-        _core.bessel(name, _operand(v, result.shape, dtype), _operand(x, result.shape, dtype), flat, threads)
+        v, x = _operand(v, result.shape, dtype), _operand(x, result.shape, dtype)
+        negative = _core.bessel(name, v, x, flat, threads)
     if not direct:
         result[...] = flat.reshape(result.shape)
+    return negative
 
 
 def _real_arrays(names: tuple[str, ...], values: tuple[ArrayLike, ...]) -> tuple[list[NDArray], np.dtype]:

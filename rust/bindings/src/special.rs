@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 /// From so many points on the work may take a noticeable part of a second.
 const LONG: usize = 1 << 22;
 
-type Run<T> = fn(Operand<'_, T>, Operand<'_, T>, &mut [T], usize, &Cancel) -> Result<(), Cancelled>;
+type Run<T> = fn(Operand<'_, T>, Operand<'_, T>, &mut [T], usize, &Cancel) -> Result<bool, Cancelled>;
 
 fn by_name<T: Real>(name: &str) -> PyResult<Run<T>> {
     Ok(match name {
@@ -39,7 +39,7 @@ fn by_name<T: Real>(name: &str) -> PyResult<Run<T>> {
     })
 }
 
-/// `out[:] = name(v, x)`, elementwise; `v` and `x` as long as `out`, or one element.
+/// `out[:] = name(v, x)`, elementwise, and whether some `v` or `x` is negative; both as long as `out`, or one element.
 #[pyfunction]
 pub fn bessel(
     py: Python<'_>,
@@ -48,7 +48,7 @@ pub fn bessel(
     x: &Bound<'_, PyAny>,
     out: &Bound<'_, PyAny>,
     threads: usize,
-) -> PyResult<()> {
+) -> PyResult<bool> {
     if let Ok(out) = out.cast::<PyArray1<f64>>() {
         return elementwise(py, by_name(name)?, v.extract()?, x.extract()?, out, threads);
     }
@@ -63,7 +63,7 @@ fn elementwise<T: Real + Element>(
     x: PyReadonlyArray1<'_, T>,
     out: &Bound<'_, PyArray1<T>>,
     threads: usize,
-) -> PyResult<()> {
+) -> PyResult<bool> {
     let mut out = out.try_readwrite()?;
     let out = out.as_slice_mut()?;
     let (v, x) = (operand(v.as_slice()?, out.len())?, operand(x.as_slice()?, out.len())?);

@@ -6,7 +6,7 @@ use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Points that are classified together: their buffers stay in the first-level cache.
 const CHUNK: usize = 1024;
@@ -107,7 +107,7 @@ impl<T: Real> Operand<'_, T> {
     }
 }
 
-/// `out[i] = F(v[i], x[i])`. The result does not depend on `threads`.
+/// `out[i] = F(v[i], x[i])`, and whether some `v` or `x` is negative. The result does not depend on `threads`.
 ///
 /// # Errors
 /// [`Cancelled`] when the flag went up; `out` is then partly written.
@@ -120,7 +120,8 @@ pub fn evaluate<F: Bessel, T: Real>(
     out: &mut [T],
     threads: usize,
     cancel: &Cancel,
-) -> Result<(), Cancelled> {
+) -> Result<bool, Cancelled> {
+    let negative = AtomicBool::new(false);
     let part = |index: usize, out: &mut [T]| {
         cancel.check()?;
         BUFFERS.with_borrow_mut(|buffers| {
@@ -128,13 +129,17 @@ pub fn evaluate<F: Bessel, T: Real>(
                 let (start, len) = (index * TASK + i * CHUNK, out.len());
                 v.fill(start, &mut buffers.v[..len]);
                 x.fill(start, &mut buffers.x[..len]);
-                dispatch(Chunk::<F> { buffers, len, function: std::marker::PhantomData });
+                let care = dispatch(Chunk::<F> { buffers, len, function: std::marker::PhantomData });
+                if care && (start..start + len).any(|i| v.at(i) < 0.0 || x.at(i) < 0.0) {
+                    negative.store(true, Ordering::Relaxed);
+                }
                 out.iter_mut().zip(&buffers.v).for_each(|(to, from)| *to = T::narrow(*from));
             }
         });
         Ok(())
     };
-    pool::share(threads, out.chunks_mut(TASK).enumerate(), |(i, out)| part(i, out))
+    pool::share(threads, out.chunks_mut(TASK).enumerate(), |(i, out)| part(i, out))?;
+    Ok(negative.into_inner())
 }
 
 /// `out[i] = f(a[i], b[i], c[i])` for functions that are solved point by point.
@@ -169,11 +174,11 @@ struct Chunk<'a, F> {
 }
 
 impl<F: Bessel> Kernel for Chunk<'_, F> {
-    type Output = ();
+    type Output = bool;
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
-        self.buffers.evaluate::<F, L>(self.len);
+    fn run<L: Lanes>(self) -> bool {
+        self.buffers.evaluate::<F, L>(self.len)
     }
 }
 
@@ -197,15 +202,17 @@ thread_local! {
 }
 
 impl Buffers {
+    /// Results over `v`; whether some point needed care.
     #[inline(always)]
-    fn evaluate<F: Bessel, L: Lanes>(&mut self, len: usize) {
+    fn evaluate<F: Bessel, L: Lanes>(&mut self, len: usize) -> bool {
         // Fill the last vector with a point that is there already: what it costs is known to be needed.
         let (last_v, last_x) = (self.v[len - 1], self.x[len - 1]);
         self.v[len..len + WIDEST].fill(last_v);
         self.x[len..len + WIDEST].fill(last_x);
         let (first, last) = self.classify::<F, L>(len);
         if first == last {
-            return run_class::<F, L>(first, &mut self.v, &self.x, len);
+            run_class::<F, L>(first, &mut self.v, &self.x, len);
+            return last == CARE;
         }
         for class in first..=last {
             let wanted = L::splat(class as f64);
@@ -230,6 +237,7 @@ impl Buffers {
                 done += taken;
             }
         }
+        last == CARE
     }
 
     /// The class of each point; returns the smallest and the largest.
