@@ -1,5 +1,5 @@
 """log I and log K of 400,000 points a regime, against `log(ive) + x` and `log(kve) - x` of SciPy, on two threads and
-on one. Only points where SciPy is finite are timed; the note says how many it loses. Two regimes also against
+on one. Only points where SciPy is finite are timed, ours into an `out=` array; the note says how many it loses. Two regimes also against
 `logbesselk` (JAX, compiled), which has K only and loses digits outside a moderate range.
 """
 
@@ -49,10 +49,11 @@ def rows(quick: bool) -> list[Row]:
                 with np.errstate(all="ignore"):
                     keep = np.isfinite(theirs(v, x))
                 a, b = v[keep], x[keep]
+                out = np.empty_like(b)
                 yield compare(
                     f"{kind}, {regime}",
                     "scipy",
-                    ours=lambda f=ours, a=a, b=b, t=threads: f(a, b, threads=t),
+                    ours=lambda f=ours, a=a, b=b, out=out, t=threads: f(a, b, out=out, threads=t),
                     theirs=lambda f=theirs, a=a, b=b: f(a, b),
                     elements=b.size,
                     threads=threads,

@@ -13,7 +13,7 @@ const CHUNK: usize = 1024;
 /// Points that one task takes: 20 to 100 microseconds of work.
 const TASK: usize = 8 * CHUNK;
 /// The same where a point is only looked at.
-const LONG_TASK: usize = 8 * TASK;
+const LONG_TASK: usize = 128 * TASK;
 /// Classes 0 to 3 are the ranges below the uniform expansion, 4 to 6 its lengths; this one holds what needs care.
 const CARE: usize = 7;
 /// The widest vector, by which a buffer is longer than a chunk.
