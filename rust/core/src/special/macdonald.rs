@@ -159,8 +159,9 @@ fn temme<L: Lanes>(mu: L, log_half_x: L, q: L) -> (Dual<L>, Dual<L>) {
     let mut o = Dual { at: half * minus * shrink, d: half * shrink * (d_minus - minus * two_log) };
     let (mut k0, mut k1) = (f, p);
     let mut c = one;
-    for k in 1..=TEMME_TERMS {
-        let k = L::splat(k as f64);
+    let mut k = L::splat(0.0);
+    for _ in 0..TEMME_TERMS {
+        k = k + one;
         let (above, below) = (k + mu, k - mu);
         let inverse = one / (above * below);
         let d_inverse = two_mu * inverse * inverse;

@@ -40,11 +40,14 @@ const BINET: [f64; 20] = [
 /// `s - 1`, the sum of the series without its first term.
 #[inline(always)]
 fn rest_of_series<L: Lanes, const TERMS: usize>(v: L, q: L) -> L {
-    let (mut n, mut d) = (L::splat(1.0), L::splat(1.0));
-    for k in (2..=TERMS).rev() {
-        let k = k as f64;
-        d = d * v.fma(L::splat(k), L::splat(k * k));
+    let one = L::splat(1.0);
+    let (mut n, mut d) = (one, one);
+    // k is a vector that counts down: made from an integer it would cost more than the step.
+    let mut k = L::splat(TERMS as f64);
+    for _ in 0..TERMS - 1 {
+        d = d * (k * (v + k));
         n = q.fma(n, d);
+        k = k - one;
     }
     q * n / (d * (v + L::splat(1.0)))
 }
@@ -88,13 +91,14 @@ pub fn order_derivative<L: Lanes, const TERMS: usize>(v: L, x: L, lift: f64) -> 
     let (zero, one) = (L::splat(0.0), L::splat(1.0));
     let q = if lift == 0.0 { L::splat(0.25) * x * x } else { zero };
     let (mut n, mut d, mut dn, mut dd) = (one, one, zero, zero);
-    for k in (1..=TERMS).rev() {
-        let k = L::splat(k as f64);
+    let mut k = L::splat(TERMS as f64);
+    for _ in 0..TERMS {
         let factor = k * (v + k);
         dd = dd.fma(factor, k * d);
         d = d * factor;
         dn = q.fma(dn, dd);
         n = q.fma(n, d);
+        k = k - one;
     }
     let log_x = log(x);
     let log_half_x = log_x.hi + (log_x.lo - L::splat((lift + 1.0) * std::f64::consts::LN_2));

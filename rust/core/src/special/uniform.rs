@@ -25,7 +25,7 @@ pub const LENGTHS: [(f64, usize); 3] = [(RADIUS, 18), (66.0, 9), (291.0, 6)];
 /// `log(2 pi) / 2`.
 pub const HALF_LOG_TWO_PI: Pair<f64> = Pair { hi: 0.9189385332046728, lo: -3.8782941580672414e-17 };
 /// `log(pi / 2) / 2`.
-const HALF_LOG_HALF_PI: Pair<f64> = Pair { hi: 0.22579135264472744, lo: -6.4622584878775846e-18 };
+const HALF_LOG_HALF_PI: f64 = 0.22579135264472744;
 
 /// What every expansion at `(v, x)` starts from.
 ///
@@ -137,22 +137,21 @@ pub fn log_bessel<L: Lanes, const N: usize>(frame: &Frame<L>, second_kind: bool,
     let fewest = LENGTHS[LENGTHS.len() - 1].1;
     let logarithm = if N == fewest { frame.log_ratio::<true>() } else { frame.log_ratio::<false>() }.times(frame.v);
     let (constant, radius) = (
-        if second_kind { HALF_LOG_HALF_PI } else { Pair { hi: -HALF_LOG_TWO_PI.hi, lo: -HALF_LOG_TWO_PI.lo } },
+        if second_kind { HALF_LOG_HALF_PI } else { -HALF_LOG_TWO_PI.hi },
         if scaled { two_sum(frame.r.hi, -frame.x) } else { Pair { hi: frame.r.hi, lo: L::splat(0.0) } },
     );
     let log_r = log(frame.r.hi);
     let log_scale = if frame.scale == 1.0 { 0.0 } else { frame.scale.ln() };
     let minus_half = L::splat(-0.5);
-    let front = two_sum(L::splat(constant.hi), minus_half * log_r.hi);
     let sum = frame.series::<N>(&U, 1, sign);
     let sum = match N {
         6 => log1p_small::<L, 5>(sum),
         9 => log1p_small::<L, 6>(sum),
         _ => log1p_small::<L, 8>(sum),
     };
-    let rest = minus_half.fma(log_r.lo - L::splat(log_scale), sum + (front.lo + L::splat(constant.lo)));
+    let rest = minus_half.fma(log_r.lo - L::splat(log_scale), sum + L::splat(constant));
     // The logarithm of the ratio is ready last: everything else is added up before.
-    let base = two_sum(back * radius.hi, front.hi);
+    let base = two_sum(back * radius.hi, minus_half * log_r.hi);
     let base_lo = back.fma(radius.lo + frame.r.lo, base.lo + rest);
     let total = two_sum(back * logarithm.hi, base.hi);
     total.hi + (total.lo + back.fma(logarithm.lo, base_lo))
