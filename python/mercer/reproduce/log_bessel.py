@@ -176,7 +176,9 @@ def _finiteness(points: int, rng: np.random.Generator, rows: list[Row]) -> None:
 # Speed
 
 
-def _regimes(n: int, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def regimes(n: int, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(v, x) of `n` points in each of the eight regimes that speed is measured in."""
+
     def box(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
         return rng.uniform(low, high, n), rng.uniform(low, high, n)
 
@@ -203,7 +205,7 @@ def _speed(points: int, rounds: int, rng: np.random.Generator, rows: list[Row]) 
     from scipy import special as scipy_special
 
     ratios: dict[str, float] = {}
-    for label, (v, x) in _regimes(points, rng).items():
+    for label, (v, x) in regimes(points, rng).items():
         for kind, sign in (("i", 1), ("k", -1)):
             scipy_scaled, function = getattr(scipy_special, f"{kind}ve"), getattr(special, f"log_{kind}v")
             with np.errstate(all="ignore"):

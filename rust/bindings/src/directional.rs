@@ -103,7 +103,7 @@ pub fn vmf_sample(
 ) -> PyResult<()> {
     let mean = slice(&mean)?;
     agree("kappa", kappa.is_finite() && kappa >= 0.0 && stream <= u32::MAX / 2)?;
-    fn fill<T: directional::Real>(
+    fn fill<T: mercer_core::real::Real>(
         py: Python<'_>,
         out: &mut [T],
         (mean, kappa): (&[f64], f64),

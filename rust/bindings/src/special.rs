@@ -2,7 +2,8 @@
 
 use crate::interrupt;
 use mercer_core::cancel::{Cancel, Cancelled};
-use mercer_core::special::chunked::{self, Operand, Real, evaluate, map_points};
+use mercer_core::real::Real;
+use mercer_core::special::chunked::{self, Operand, evaluate, map_points};
 use mercer_core::special::derivative::{DerivativeI, DerivativeK};
 use mercer_core::special::inverse::iv_ratio_inverse;
 use mercer_core::special::{LogI, LogK, OrderDerivativeI, OrderDerivativeK, RatioI, RatioK};

@@ -4,5 +4,6 @@ pub mod cancel;
 pub mod directional;
 pub mod lanes;
 pub mod pool;
+pub mod real;
 pub mod rng;
 pub mod special;

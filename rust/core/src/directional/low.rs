@@ -1,8 +1,8 @@
 //! The circle and the sphere: one block of random bits a try, many rows side by side.
 
-use super::rows::Real;
 use super::sampler::{Cosine, Reflection};
 use crate::lanes::{Kernel, Lanes};
+use crate::real::Real;
 use crate::rng::{ROWS, direction, ln, ln_1p, open_unit, row_blocks};
 
 /// Rows of the sphere in three dimensions, by inversion: F(w) is (e^{kw} - e^{-k}) / (e^k - e^{-k}), so

@@ -5,9 +5,10 @@ use rayon::prelude::*;
 
 use super::Error;
 use super::moments::in_order;
-use super::rows::{Real, RowError, unit_row};
+use super::rows::{RowError, unit_row};
 use crate::cancel::Cancel;
 use crate::lanes::{Kernel, Lanes, dispatch};
+use crate::real::Real;
 
 /// The K components of a mixture in d dimensions.
 #[derive(Debug, Clone, Copy)]

@@ -14,7 +14,7 @@ mod sampler;
 
 pub use mixture::{Components, Expectation, Outputs, expectation};
 pub use moments::{Moments, cosine_deficit, moments};
-pub use rows::{Real, RowError};
+pub use rows::RowError;
 pub use sampler::sample;
 
 use crate::cancel::Cancelled;

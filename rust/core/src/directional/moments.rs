@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 
 use super::Error;
-use super::rows::{Real, RowError, UNIT_TOLERANCE, lane_sum, unit_row};
+use super::rows::{RowError, UNIT_TOLERANCE, lane_sum, unit_row};
 use crate::cancel::Cancel;
 use crate::lanes::{Kernel, Lanes, dispatch};
+use crate::real::Real;
 
 /// Weighted sums of unit rows x about a unit vector, the pivot. Kept as differences: 1 - R, which decides the
 /// concentration, is then exact to rounding even where every row is within 1e-8 of the pivot and the length of

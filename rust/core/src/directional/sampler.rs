@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 
 use super::low::{Circle, Sphere};
-use super::rows::{Real, lane_sum};
+use super::rows::lane_sum;
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
+use crate::real::Real;
 use crate::rng::{Draws, fill_normals, ln, ln_1p};
 
 /// The rejection sampler of W = mu·x, whose density is proportional to exp(kappa w) (1 - w²)^{(d-3)/2}.

@@ -5,6 +5,7 @@ use super::uniform::{Frame, LENGTHS, RADIUS, TERMS};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
+use crate::real::Real;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -20,43 +21,13 @@ const CARE: usize = 7;
 const WIDEST: usize = 8;
 const ROOM: usize = CHUNK + WIDEST;
 
-/// float32 or float64: what arrays hold. All arithmetic is in float64.
-pub trait Real: Copy + Send + Sync {
-    /// Exact.
-    fn widen(self) -> f64;
-    /// Rounded once.
-    fn narrow(value: f64) -> Self;
-}
-
-impl Real for f64 {
-    #[inline(always)]
-    fn widen(self) -> f64 {
-        self
-    }
-    #[inline(always)]
-    fn narrow(value: f64) -> Self {
-        value
-    }
-}
-
-impl Real for f32 {
-    #[inline(always)]
-    fn widen(self) -> f64 {
-        f64::from(self)
-    }
-    #[inline(always)]
-    fn narrow(value: f64) -> Self {
-        value as f32
-    }
-}
-
 /// The first index at which a value is negative; NaN is not.
 pub fn first_negative<T: Real>(values: &[T], threads: usize) -> Option<usize> {
     let first = AtomicUsize::new(usize::MAX);
     let search = |(task, part): (usize, &[T])| {
         // Block by block without an exit inside, so that a block is compared as vectors.
         if let Some(block) = part.chunks(CHUNK).position(|block| dispatch(AnyNegative(block))) {
-            let at = part[block * CHUNK..].iter().position(|value| value.widen() < 0.0);
+            let at = part[block * CHUNK..].iter().position(|value| value.to_f64() < 0.0);
             first.fetch_min(task * LONG_TASK + block * CHUNK + at.unwrap_or(0), Ordering::Relaxed);
             // Parts are handed out in order: those still to come hold later ones.
             return Err(());
@@ -76,7 +47,7 @@ impl<T: Real> Kernel for AnyNegative<'_, T> {
     fn run<L: Lanes>(self) -> bool {
         let mut any = false;
         for value in self.0 {
-            any |= value.widen() < 0.0;
+            any |= value.to_f64() < 0.0;
         }
         any
     }
@@ -94,15 +65,15 @@ pub enum Operand<'a, T> {
 impl<T: Real> Operand<'_, T> {
     fn at(&self, index: usize) -> f64 {
         match *self {
-            Self::Each(values) => values[index].widen(),
-            Self::All(value) => value.widen(),
+            Self::Each(values) => values[index].to_f64(),
+            Self::All(value) => value.to_f64(),
         }
     }
 
     fn fill(&self, start: usize, to: &mut [f64]) {
         match *self {
-            Self::Each(values) => to.iter_mut().zip(&values[start..]).for_each(|(to, from)| *to = from.widen()),
-            Self::All(value) => to.fill(value.widen()),
+            Self::Each(values) => to.iter_mut().zip(&values[start..]).for_each(|(to, from)| *to = from.to_f64()),
+            Self::All(value) => to.fill(value.to_f64()),
         }
     }
 }
@@ -133,7 +104,7 @@ pub fn evaluate<F: Bessel, T: Real>(
                 if care && (start..start + len).any(|i| v.at(i) < 0.0 || x.at(i) < 0.0) {
                     negative.store(true, Ordering::Relaxed);
                 }
-                out.iter_mut().zip(&buffers.v).for_each(|(to, from)| *to = T::narrow(*from));
+                out.iter_mut().zip(&buffers.v).for_each(|(to, from)| *to = T::from_f64(*from));
             }
         });
         Ok(())
@@ -160,7 +131,7 @@ pub fn map_points<T: Real>(
         cancel.check()?;
         let start = index * CHUNK;
         for (i, out) in out.iter_mut().enumerate() {
-            *out = T::narrow(f(a.at(start + i), b.at(start + i), c.at(start + i)));
+            *out = T::from_f64(f(a.at(start + i), b.at(start + i), c.at(start + i)));
         }
         Ok(())
     };
