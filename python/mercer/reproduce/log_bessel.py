@@ -219,11 +219,12 @@ def _speed(points: int, rounds: int, rng: np.random.Generator, rows: list[Row]) 
                 def ours(f: Any = function, a: Any = a, b: Any = b, out: Any = out) -> Any:
                     return f(a, b, out=out)
 
+                # Turns of equal length: as many of our calls as fill the time of one of SciPy's.
                 ours()
-                repeats = range(max(1, 200_000 // max(len(a), 1)))
+                calls = min(100, max(1, round(_seconds(theirs) / _seconds(ours))))
                 turns = []
                 for _ in range(rounds):
-                    seconds = min(_seconds(ours) for _ in repeats)
+                    seconds = _seconds(lambda: [ours() for _ in range(calls)]) / calls
                     turns.append(_seconds(theirs) / seconds)
             ratios[f"log {kind.upper()}, {label}"] = ratio = float(np.median(turns))
             rows.append(Row(

@@ -154,12 +154,14 @@ impl<F: Bessel> Kernel for Chunk<'_, F> {
 }
 
 /// A chunk's arguments, the class of each, and room for the members of one class. Results take the place of orders.
+/// Which classes were rare in the last chunk decides how, not what, is computed.
 struct Buffers {
     v: [f64; ROOM],
     x: [f64; ROOM],
     class: [f64; ROOM],
     members_v: [f64; ROOM],
     members_x: [f64; ROOM],
+    rare: [bool; CARE + 1],
 }
 
 thread_local! {
@@ -169,6 +171,7 @@ thread_local! {
         class: [0.0; ROOM],
         members_v: [1.0; ROOM],
         members_x: [1.0; ROOM],
+        rare: [false; CARE + 1],
     }));
 }
 
@@ -187,12 +190,18 @@ impl Buffers {
         }
         for class in first..=last {
             let wanted = L::splat(class as f64);
+            // A class that is absent from most vectors, to judge by the last chunk, is looked for with a branch.
+            let rare = self.rare[class];
             let mut count = 0;
             for i in (0..len).step_by(L::WIDTH) {
                 let member = L::load(&self.class[i..]).eq(wanted);
+                if rare && !L::any(member) {
+                    continue;
+                }
                 L::load(&self.v[i..]).pack(member, &mut self.members_v[count..]);
                 count += L::load(&self.x[i..]).pack(member, &mut self.members_x[count..]);
             }
+            self.rare[class] = 24 * count < len;
             if count == 0 {
                 continue;
             }
@@ -203,6 +212,9 @@ impl Buffers {
             let mut done = 0;
             for i in (0..len).step_by(L::WIDTH) {
                 let member = L::load(&self.class[i..]).eq(wanted);
+                if rare && !L::any(member) {
+                    continue;
+                }
                 let (merged, taken) = L::load(&self.v[i..]).unpack(member, &self.members_v[done..]);
                 merged.store(&mut self.v[i..]);
                 done += taken;
