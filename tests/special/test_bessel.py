@@ -296,6 +296,22 @@ def test_same_bits_for_any_number_of_threads_and_any_place(name):
     np.testing.assert_array_equal([f(a, b) for a, b in zip(v[:50], x[:50], strict=True)], one[:50])
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_pool_survives_a_fork():
+    """As in the workers of a DataLoader: the threads of the parent do not exist in the child."""
+    script = (
+        "import os, numpy as np\n"
+        "from mercer import special\n"
+        "x = np.linspace(1, 100, 200_000)\n"
+        "before = special.log_iv(3.0, x, threads=2)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if np.array_equal(special.log_iv(3.0, x, threads=2), before) else 3)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
 def test_same_bits_at_every_vector_width():
     """What eight lanes compute, four and one do as well: in processes that keep the wider instructions out."""
     script = (
