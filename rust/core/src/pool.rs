@@ -22,7 +22,7 @@ pub fn threads(asked: Option<NonZero<usize>>) -> usize {
         .map_or(1, NonZero::get)
 }
 
-/// Run `work` where rayon's parallel iterators use `threads` threads. One thread runs on the caller's.
+/// Run `work` where rayon's parallel iterators use `threads` threads; the caller waits.
 pub fn install<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     pool(threads).install(work)
 }
