@@ -46,10 +46,8 @@ pub trait Lanes:
     fn eq(self, b: Self) -> Self::Mask;
     /// Whether the mask holds in some lane.
     fn any(mask: Self::Mask) -> bool;
-    /// Write the lanes where the mask holds, in order, and return how many; overwrites `WIDTH` values.
-    fn pack(self, mask: Self::Mask, to: &mut [f64]) -> usize;
-    /// Replace the lanes where the mask holds by values from `from`, in order; also return how many. Reads `WIDTH`.
-    fn unpack(self, mask: Self::Mask, from: &[f64]) -> (Self, usize);
+    /// Bit `i` of the result says whether the mask holds in lane `i`.
+    fn bits(mask: Self::Mask) -> u64;
     /// `a` where the mask holds, `b` elsewhere.
     fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
     /// `2^n` for whole numbers from -1022 to 1023.
@@ -105,13 +103,8 @@ impl Lanes for f64 {
         mask
     }
     #[inline(always)]
-    fn pack(self, mask: bool, to: &mut [f64]) -> usize {
-        to[0] = self;
-        usize::from(mask)
-    }
-    #[inline(always)]
-    fn unpack(self, mask: bool, from: &[f64]) -> (Self, usize) {
-        (if mask { from[0] } else { self }, usize::from(mask))
+    fn bits(mask: bool) -> u64 {
+        mask.into()
     }
     #[inline(always)]
     fn select(mask: bool, a: Self, b: Self) -> Self {
@@ -230,31 +223,9 @@ mod x86 {
             unsafe { _mm256_cmp_pd::<_CMP_EQ_OQ>(self.0, b.0) }
         }
         #[inline(always)]
-        fn pack(self, mask: __m256d, to: &mut [f64]) -> usize {
-            let (mut lanes, mut holds) = ([0.0; 4], [0.0; 4]);
-            self.store(&mut lanes);
-            Self(mask).store(&mut holds);
-            let to = &mut to[..4];
-            let mut count = 0;
-            for (lane, holds) in lanes.into_iter().zip(holds) {
-                to[count & 3] = lane;
-                count += usize::from(holds.to_bits() != 0);
-            }
-            count
-        }
-        #[inline(always)]
-        fn unpack(self, mask: __m256d, from: &[f64]) -> (Self, usize) {
-            let (mut lanes, mut holds) = ([0.0; 4], [0.0; 4]);
-            self.store(&mut lanes);
-            Self(mask).store(&mut holds);
-            let from = &from[..4];
-            let mut count = 0;
-            for (lane, holds) in lanes.iter_mut().zip(holds) {
-                let holds = holds.to_bits() != 0;
-                *lane = if holds { from[count & 3] } else { *lane };
-                count += usize::from(holds);
-            }
-            (Self::load(&lanes), count)
+        fn bits(mask: __m256d) -> u64 {
+            // SAFETY: see above.
+            unsafe { _mm256_movemask_pd(mask) as u64 }
         }
         #[inline(always)]
         fn any(mask: __m256d) -> bool {
@@ -310,16 +281,8 @@ mod x86 {
             unsafe { _mm512_cmp_pd_mask::<_CMP_EQ_OQ>(self.0, b.0) }
         }
         #[inline(always)]
-        fn pack(self, mask: __mmask8, to: &mut [f64]) -> usize {
-            // SAFETY: see above. Within the registers: the form that stores is slow on some processors.
-            unsafe { Self(_mm512_maskz_compress_pd(mask, self.0)) }.store(to);
-            mask.count_ones() as usize
-        }
-        #[inline(always)]
-        fn unpack(self, mask: __mmask8, from: &[f64]) -> (Self, usize) {
-            // SAFETY: see above.
-            let filled = unsafe { Self(_mm512_mask_expand_pd(self.0, mask, Self::load(from).0)) };
-            (filled, mask.count_ones() as usize)
+        fn bits(mask: __mmask8) -> u64 {
+            mask.into()
         }
         #[inline(always)]
         fn any(mask: __mmask8) -> bool {
