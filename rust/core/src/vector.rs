@@ -1,0 +1,353 @@
+//! Vectors of either element type, for the loops of matrix products and what is fused to them: [`Lanes`] with raw
+//! loads and stores, and its counterpart in single precision. Made only inside [`crate::lanes::dispatch`].
+
+use std::ops::{Add, Mul, Sub};
+
+use crate::lanes::Lanes;
+use crate::real::Real;
+use crate::special::elementary;
+
+/// A register of `T`, or one `T` where the machine has no wider ones.
+pub trait Vector<T: Real>:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Send + Sync + 'static
+{
+    /// How many it holds.
+    const SIZE: usize;
+    /// Rows of a register tile three vectors wide that the machine has registers for.
+    const ROWS: usize;
+
+    /// The same value in each lane.
+    fn all(value: T) -> Self;
+    /// `SIZE` values from `from` on.
+    ///
+    /// # Safety
+    /// They can be read.
+    unsafe fn read(from: *const T) -> Self;
+    /// Write `SIZE` values from `to` on.
+    ///
+    /// # Safety
+    /// They can be written.
+    unsafe fn write(self, to: *mut T);
+    /// `self * b + c`, rounded once.
+    fn times_plus(self, b: Self, c: Self) -> Self;
+    /// The smaller, lane by lane; neither is NaN.
+    fn least(self, b: Self) -> Self;
+    /// The larger, lane by lane; neither is NaN.
+    fn most(self, b: Self) -> Self;
+    /// The magnitude, lane by lane.
+    fn magnitude(self) -> Self {
+        self.most(Self::all(T::from_f64(0.0)) - self)
+    }
+    /// `e^self` for what is at most 0, to the precision of `T`; what would be
+    /// subnormal gives about the least normal number instead, at no loss of speed.
+    fn exp_negative(self) -> Self;
+    /// The square root of what is at least 0.
+    fn root(self) -> Self;
+
+    /// The lanes in order.
+    #[inline(always)]
+    fn fold(self, start: f64, f: impl Fn(f64, f64) -> f64) -> f64 {
+        let mut lanes = [T::from_f64(0.0); 16];
+        // SAFETY: no vector has more than 16 lanes.
+        unsafe { self.write(lanes.as_mut_ptr()) };
+        lanes[..Self::SIZE].iter().fold(start, |sum, x| f(sum, x.to_f64()))
+    }
+}
+
+/// What the exponential in single precision clamps its argument to (-708 is that in double): the result stays
+/// normal, and a sum beside a 1 unchanged.
+const FLOOR: f32 = -87.0;
+
+/// Element types, and the vectors of them that go with the doubles of [`Lanes`].
+pub trait Element: Real + Default + PartialEq + std::fmt::Debug {
+    /// The vectors.
+    type Of<L: Lanes>: Vector<Self>;
+    /// Half the distance from 1 to the next number.
+    const ROUNDING: f64;
+}
+
+impl Element for f64 {
+    type Of<L: Lanes> = L;
+    const ROUNDING: f64 = 1.0 / (1u64 << 53) as f64;
+}
+
+impl Element for f32 {
+    type Of<L: Lanes> = L::Singles;
+    const ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
+}
+
+impl Vector<f64> for f64 {
+    const SIZE: usize = 1;
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    fn all(value: f64) -> Self {
+        value
+    }
+    #[inline(always)]
+    unsafe fn read(from: *const f64) -> Self {
+        // SAFETY: the caller's.
+        unsafe { *from }
+    }
+    #[inline(always)]
+    unsafe fn write(self, to: *mut f64) {
+        // SAFETY: the caller's.
+        unsafe { *to = self }
+    }
+    #[inline(always)]
+    fn times_plus(self, b: Self, c: Self) -> Self {
+        self.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn least(self, b: Self) -> Self {
+        if self < b { self } else { b }
+    }
+    #[inline(always)]
+    fn most(self, b: Self) -> Self {
+        if self > b { self } else { b }
+    }
+    #[inline(always)]
+    fn exp_negative(self) -> Self {
+        elementary::exp(self)
+    }
+    #[inline(always)]
+    fn root(self) -> Self {
+        self.sqrt()
+    }
+}
+
+/// 1.5 * 2^23: a float of magnitude up to 2^22 that is added to it has its fraction rounded away.
+const ROUND: f32 = 12582912.0;
+/// ln 2 with zero bits at its end, and the rest.
+const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+/// exp on [-ln 2 / 2, ln 2 / 2], minimax and 1 at 0: 8e-8.
+const EXP: [f32; 6] = [1.0, 1.000_000_1, 0.499_990_14, 0.166_667_36, 0.041_910_62, 0.008_337_228];
+
+/// `e^a` in single precision, whatever holds the lanes; `scale(n)` is `2^n`.
+#[inline(always)]
+fn exp_single<V: Vector<f32>>(a: V, scale: impl Fn(V) -> V) -> V {
+    let a = a.most(V::all(FLOOR));
+    let n = (a.times_plus(V::all(std::f32::consts::LOG2_E), V::all(ROUND))) - V::all(ROUND);
+    let r = n.times_plus(V::all(-LN_2[0]), a);
+    let r = n.times_plus(V::all(-LN_2[1]), r);
+    let square = r * r;
+    let low = r.times_plus(V::all(EXP[1]), V::all(EXP[0]));
+    let middle = r.times_plus(V::all(EXP[3]), V::all(EXP[2]));
+    let high = r.times_plus(V::all(EXP[5]), V::all(EXP[4]));
+    high.times_plus(square, middle).times_plus(square, low) * scale(n)
+}
+
+impl Vector<f32> for f32 {
+    const SIZE: usize = 1;
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    fn all(value: f32) -> Self {
+        value
+    }
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { *from }
+    }
+    #[inline(always)]
+    unsafe fn write(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { *to = self }
+    }
+    #[inline(always)]
+    fn times_plus(self, b: Self, c: Self) -> Self {
+        self.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn least(self, b: Self) -> Self {
+        if self < b { self } else { b }
+    }
+    #[inline(always)]
+    fn most(self, b: Self) -> Self {
+        if self > b { self } else { b }
+    }
+    #[inline(always)]
+    fn exp_negative(self) -> Self {
+        exp_single(self, |n| f32::from_bits((n + (ROUND + 127.0)).to_bits() << 23))
+    }
+    #[inline(always)]
+    fn root(self) -> Self {
+        self.sqrt()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86 {
+    use super::{ROUND, Vector, exp_single};
+    use crate::lanes::x86::{Eight, Four};
+    use crate::special::elementary;
+    use std::arch::x86_64::*;
+    use std::ops::{Add, Mul, Sub};
+
+    /// Eight floats; made only inside `dispatch`, where AVX2 and FMA are there.
+    #[derive(Clone, Copy)]
+    pub struct EightSingles(__m256);
+    /// Sixteen floats; made only inside `dispatch`, where AVX-512 F and DQ are there.
+    #[derive(Clone, Copy)]
+    pub struct SixteenSingles(__m512);
+
+    // SAFETY of all blocks below: a value of these types exists only where the processor has the instructions.
+    macro_rules! operators {
+        ($name:ident, $($trait:ident $method:ident $intrinsic:ident),*) => {
+            $(impl $trait for $name {
+                type Output = Self;
+                #[inline(always)]
+                fn $method(self, b: Self) -> Self {
+                    // SAFETY: see above.
+                    unsafe { Self($intrinsic(self.0, b.0)) }
+                }
+            })*
+        };
+    }
+    operators!(EightSingles, Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps);
+    operators!(SixteenSingles, Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps);
+
+    macro_rules! vector {
+        ($name:ident, $t:ty, $size:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
+         $min:ident, $max:ident, $sqrt:ident, $exp:expr) => {
+            impl Vector<$t> for $name {
+                const SIZE: usize = $size;
+                const ROWS: usize = $rows;
+
+                #[inline(always)]
+                fn all(value: $t) -> Self {
+                    // SAFETY: see above.
+                    unsafe { Self($splat(value)) }
+                }
+                #[inline(always)]
+                unsafe fn read(from: *const $t) -> Self {
+                    // SAFETY: see above, and the caller's.
+                    unsafe { Self($load(from)) }
+                }
+                #[inline(always)]
+                unsafe fn write(self, to: *mut $t) {
+                    // SAFETY: see above, and the caller's.
+                    unsafe { $store(to, self.0) }
+                }
+                #[inline(always)]
+                fn times_plus(self, b: Self, c: Self) -> Self {
+                    // SAFETY: see above.
+                    unsafe { Self($fma(self.0, b.0, c.0)) }
+                }
+                #[inline(always)]
+                fn least(self, b: Self) -> Self {
+                    // SAFETY: see above.
+                    unsafe { Self($min(self.0, b.0)) }
+                }
+                #[inline(always)]
+                fn most(self, b: Self) -> Self {
+                    // SAFETY: see above.
+                    unsafe { Self($max(self.0, b.0)) }
+                }
+                #[inline(always)]
+                fn exp_negative(self) -> Self {
+                    $exp(self)
+                }
+                #[inline(always)]
+                fn root(self) -> Self {
+                    // SAFETY: see above.
+                    unsafe { Self($sqrt(self.0)) }
+                }
+            }
+        };
+    }
+    vector!(
+        Four,
+        f64,
+        4,
+        4,
+        _mm256_set1_pd,
+        _mm256_loadu_pd,
+        _mm256_storeu_pd,
+        _mm256_fmadd_pd,
+        _mm256_min_pd,
+        _mm256_max_pd,
+        _mm256_sqrt_pd,
+        elementary::exp
+    );
+    vector!(
+        Eight,
+        f64,
+        8,
+        8,
+        _mm512_set1_pd,
+        _mm512_loadu_pd,
+        _mm512_storeu_pd,
+        _mm512_fmadd_pd,
+        _mm512_min_pd,
+        _mm512_max_pd,
+        _mm512_sqrt_pd,
+        elementary::exp
+    );
+    vector!(
+        EightSingles,
+        f32,
+        8,
+        4,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        _mm256_min_ps,
+        _mm256_max_ps,
+        _mm256_sqrt_ps,
+        |a| exp_single(a, |n: EightSingles| {
+            let biased = n + EightSingles::all(ROUND + 127.0);
+            // SAFETY: see above.
+            unsafe { EightSingles(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(biased.0)))) }
+        })
+    );
+    vector!(
+        SixteenSingles,
+        f32,
+        16,
+        8,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        _mm512_min_ps,
+        _mm512_max_ps,
+        _mm512_sqrt_ps,
+        |a| exp_single(a, |n: SixteenSingles| {
+            let biased = n + SixteenSingles::all(ROUND + 127.0);
+            // SAFETY: see above.
+            unsafe { SixteenSingles(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(biased.0)))) }
+        })
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lanes::{Kernel, dispatch};
+
+    struct Exponentials(Vec<f32>);
+    impl Kernel for Exponentials {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<L: Lanes>(mut self) -> Vec<f32> {
+            for chunk in self.0.chunks_exact_mut(L::Singles::SIZE) {
+                // SAFETY: the chunk is as long as the vector.
+                unsafe { L::Singles::read(chunk.as_ptr()).exp_negative().write(chunk.as_mut_ptr()) };
+            }
+            self.0
+        }
+    }
+
+    #[test]
+    fn exp_in_single_precision_is_right_to_its_last_bits_down_to_the_floor() {
+        let x: Vec<f32> = (0..16 * 20_000).map(|i| -(i as f32) * 3e-4).collect();
+        for (x, got) in x.iter().zip(dispatch(Exponentials(x.clone()))) {
+            let want = f64::from(x.max(FLOOR)).exp();
+            assert!((f64::from(got) / want - 1.0).abs() < 2.5e-7, "exp({x}) = {got}, not {want}");
+        }
+        assert_eq!(dispatch(Exponentials(vec![0.0; 16])), [1.0; 16]);
+    }
+}
