@@ -1,6 +1,7 @@
 //! `mercer._core`: checks arguments, releases the GIL, polls for Ctrl-C, calls `mercer-core`. No arithmetic.
 #![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
 
+mod density;
 mod directional;
 mod interrupt;
 mod special;
@@ -12,6 +13,8 @@ mod _core {
     use pyo3::exceptions::PyKeyError;
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::density::{largest_entry, log_kernel_sums};
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
     #[pymodule_export]

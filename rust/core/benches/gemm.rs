@@ -12,7 +12,7 @@ impl<T: Element, K: Term> Kernel for Work<'_, T, K> {
     fn run<L: Lanes>(self) {
         let of = 0..self.1.rows() / self.1.width();
         let a = View { data: self.0, row: self.3, column: 1 };
-        Tile { a, rows: ROWS, panels: self.1, of, to: self.2, stride: COLUMNS }.compute::<L, K>();
+        Tile { a, rows: ROWS, panels: self.1, of, to: self.2, stride: COLUMNS }.compute::<L, K>(self.4);
     }
 }
 

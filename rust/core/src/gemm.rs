@@ -19,7 +19,7 @@ const DEPTH: usize = 256;
 /// One term of the sum over columns.
 pub trait Term: Copy + Send + Sync + 'static {
     /// `sum` with the column where the two sides hold `a` and `b`.
-    fn add<T: Element, V: Vector<T>>(a: V, b: V, sum: V) -> V;
+    fn add<T: Element, V: Vector<T>>(self, a: V, b: V, sum: V) -> V;
 }
 
 /// The inner product: sum of a b.
@@ -34,14 +34,14 @@ pub struct Manhattan;
 
 impl Term for Dot {
     #[inline(always)]
-    fn add<T: Element, V: Vector<T>>(a: V, b: V, sum: V) -> V {
+    fn add<T: Element, V: Vector<T>>(self, a: V, b: V, sum: V) -> V {
         a.times_plus(b, sum)
     }
 }
 
 impl Term for SquaredDistance {
     #[inline(always)]
-    fn add<T: Element, V: Vector<T>>(a: V, b: V, sum: V) -> V {
+    fn add<T: Element, V: Vector<T>>(self, a: V, b: V, sum: V) -> V {
         let apart = a - b;
         apart.times_plus(apart, sum)
     }
@@ -49,7 +49,7 @@ impl Term for SquaredDistance {
 
 impl Term for Manhattan {
     #[inline(always)]
-    fn add<T: Element, V: Vector<T>>(a: V, b: V, sum: V) -> V {
+    fn add<T: Element, V: Vector<T>>(self, a: V, b: V, sum: V) -> V {
         sum + (a - b).magnitude()
     }
 }
@@ -212,18 +212,27 @@ impl<T: Element> Tile<'_, T> {
     /// # Panics
     /// If the sides do not fit.
     #[inline(always)]
-    pub fn compute<L: Lanes, K: Term>(self) {
+    pub fn compute<L: Lanes, K: Term>(self, term: K) {
+        let all = 0..self.panels.columns;
+        self.columns::<L, K>(all, term);
+    }
+
+    /// The same over some of the columns.
+    ///
+    /// # Panics
+    /// If the sides do not fit.
+    #[inline(always)]
+    pub fn columns<L: Lanes, K: Term>(self, columns: std::ops::Range<usize>, term: K) {
         let Self { a, rows, panels, of, to, stride } = self;
         let (depth, width) = (panels.columns, panels.width);
+        assert!(columns.start < columns.end && columns.end <= depth && rows > 0);
         assert_eq!(width, WIDE * T::Of::<L>::SIZE, "packed for these vectors");
         let count = of.len();
         assert!(of.end * width * depth <= panels.data.len() && count * width <= stride);
-        let b = View {
-            data: &panels.data[of.start * width * depth..of.end * width * depth],
-            row: width * depth,
-            column: width,
-        };
-        sums::<L, T, K>((rows, depth, count * WIDE), a, b, to, stride);
+        let a = View { data: &a.data[columns.start * a.column..], ..a };
+        let data = &panels.data[of.start * width * depth + columns.start * width..of.end * width * depth];
+        let b = View { data, row: width * depth, column: width };
+        sums::<L, T, K>((rows, columns.len(), count * WIDE), a, b, to, stride, term);
     }
 }
 
@@ -236,6 +245,7 @@ fn sums<L: Lanes, T: Element, K: Term>(
     b: View<'_, T>,
     to: &mut [T],
     stride: usize,
+    term: K,
 ) {
     let size = T::Of::<L>::SIZE;
     if rows == 0 || vectors == 0 {
@@ -267,9 +277,9 @@ fn sums<L: Lanes, T: Element, K: Term>(
                     onto: first > 0,
                 };
                 match wide {
-                    3 => at.rows::<L, K, 3>(rows),
-                    2 => at.rows::<L, K, 2>(rows),
-                    _ => at.rows::<L, K, 1>(rows),
+                    3 => at.rows::<L, K, 3>(rows, term),
+                    2 => at.rows::<L, K, 2>(rows, term),
+                    _ => at.rows::<L, K, 1>(rows, term),
                 }
             }
         }
@@ -294,21 +304,21 @@ impl<T: Element> Corner<T> {
     /// # Safety
     /// `rows` rows and `WIDTH` vectors from here on are inside.
     #[inline(always)]
-    unsafe fn rows<L: Lanes, K: Term, const WIDTH: usize>(mut self, mut rows: usize) {
+    unsafe fn rows<L: Lanes, K: Term, const WIDTH: usize>(mut self, mut rows: usize, term: K) {
         // SAFETY: as many rows as are left are taken.
         unsafe {
             while T::Of::<L>::ROWS == 8 && rows >= 8 {
-                self.registers::<T::Of<L>, K, WIDTH, 8>();
+                self.registers::<T::Of<L>, K, WIDTH, 8>(term);
                 self.down(8);
                 rows -= 8;
             }
             while rows >= 4 {
-                self.registers::<T::Of<L>, K, WIDTH, 4>();
+                self.registers::<T::Of<L>, K, WIDTH, 4>(term);
                 self.down(4);
                 rows -= 4;
             }
             for _ in 0..rows {
-                self.registers::<T::Of<L>, K, WIDTH, 1>();
+                self.registers::<T::Of<L>, K, WIDTH, 1>(term);
                 self.down(1);
             }
         }
@@ -328,7 +338,7 @@ impl<T: Element> Corner<T> {
     /// # Safety
     /// `ROWS` rows and `WIDTH` vectors from here on are inside.
     #[inline(always)]
-    unsafe fn registers<V: Vector<T>, K: Term, const WIDTH: usize, const ROWS: usize>(&self) {
+    unsafe fn registers<V: Vector<T>, K: Term, const WIDTH: usize, const ROWS: usize>(&self, term: K) {
         let zero = V::all(T::default());
         let mut sum = [[zero; WIDTH]; ROWS];
         // SAFETY: the caller's.
@@ -349,7 +359,7 @@ impl<T: Element> Corner<T> {
                 for (i, row) in sum.iter_mut().enumerate() {
                     let left = V::all(*a.add(i * self.a_row));
                     for (sum, right) in row.iter_mut().zip(right) {
-                        *sum = K::add(left, right, *sum);
+                        *sum = term.add(left, right, *sum);
                     }
                 }
                 a = a.add(self.a_column);
@@ -393,7 +403,7 @@ pub fn multiply<T: Element>(
             let size = T::Of::<L>::SIZE;
             let b = View { data: self.b.0, row: WIDE * size, column: self.b.1 };
             let (rows, depth, columns) = self.shape;
-            sums::<L, T, Dot>((rows, depth, columns / size), self.a, b, self.to, self.stride);
+            sums::<L, T, _>((rows, depth, columns / size), self.a, b, self.to, self.stride, Dot);
         }
     }
     dispatch(Product { shape: (rows, depth, columns), a, b: (b, b_stride), to, stride });
@@ -414,7 +424,7 @@ mod tests {
         type Output = ();
         #[inline(always)]
         fn run<L: Lanes>(self) {
-            self.0.compute::<L, K>();
+            self.0.compute::<L, K>(self.1);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The numerics of mercer. One folder a subject; nothing here knows of Python.
 
 pub mod cancel;
+pub mod density;
 pub mod directional;
 pub mod gemm;
 pub mod lanes;
