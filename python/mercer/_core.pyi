@@ -18,7 +18,7 @@ def log_kernel_sums(
     out: NDArray,
     *,
     weights: NDArray | None = None,
-    leave_out: int | None = None,
+    leave_out: NDArray | None = None,
     participation: NDArray | None = None,
     entropy: NDArray | None = None,
     threads: int | None = None,

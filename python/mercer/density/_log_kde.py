@@ -152,7 +152,7 @@ class Problem:
         bandwidth: Any,
         kernel: str,
         weights: Any,
-        leave_one_out: bool,
+        leave_one_out: bool | np.ndarray,
         whitening: Any = None,
         threads: int | None = None,
     ) -> None:
@@ -166,8 +166,12 @@ class Problem:
             raise ValueError(f"X must have the {self.Y.shape[1]} columns of Y, got {d}")
         self.bandwidths, self.grid = bandwidths(bandwidth, m)
         self.weights = None if weights is None else _checks.weights("weights", weights, n)
-        self.leave_out = 0 if _checks.flag("leave_one_out", leave_one_out) else None
-        if self.leave_out is not None and (m != n or n < 2):
+        self.leave_out: np.ndarray | None = None
+        if isinstance(leave_one_out, np.ndarray):  # ours alone: the row each query leaves out
+            self.leave_out = np.ascontiguousarray(leave_one_out, np.int64)
+        elif _checks.flag("leave_one_out", leave_one_out):
+            self.leave_out = np.arange(m)
+        if self.leave_out is not None and (len(self.leave_out) != m or n < 2 or (leave_one_out is True and m != n)):
             raise ValueError(
                 f"leave_one_out must have X = Y of at least 2 rows, got X with {m} and Y with {n} rows"
             )
@@ -185,7 +189,7 @@ class Problem:
             self.largest = float(max(np.abs(self.X).max(initial=0), np.abs(self.Y).max()))
         total: Any = float(n) if self.weights is None else float(self.weights.sum())
         if self.leave_out is not None:
-            total = total - (1.0 if self.weights is None else self.weights)[..., None]
+            total = total - (np.ones(m) if self.weights is None else self.weights[self.leave_out])[:, None]
         with np.errstate(divide="ignore"):
             #: log of what a sum is divided by to be a density, (m or 1, H).
             self.log_scale = np.log(total) + d * np.log(self.bandwidths) + (log_norm(kernel, d) - log_det)

@@ -46,7 +46,7 @@ def log_kernel_sums(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarra
             for j, h in enumerate(H[i]):
                 logs = log_w + log_kernel(problem.kernel, (x - Y) / h)
                 if problem.leave_out is not None:
-                    logs[i] = -np.inf
+                    logs[problem.leave_out[i]] = -np.inf
                 top = logs.max()
                 e = np.exp(logs - top) if np.isfinite(top) else np.zeros_like(logs)
                 out[i, j] = top + np.log(e.sum()) if np.isfinite(top) else -np.inf

@@ -43,7 +43,7 @@ pub fn log_kernel_sums(
     largest: f64,
     mut out: PyReadwriteArray2<'_, f64>,
     weights: Option<PyReadonlyArray1<'_, f64>>,
-    leave_out: Option<usize>,
+    leave_out: Option<PyReadonlyArray1<'_, i64>>,
     mut participation: Option<PyReadwriteArray2<'_, f64>>,
     mut entropy: Option<PyReadwriteArray2<'_, f64>>,
     threads: Option<NonZero<usize>>,
@@ -57,6 +57,8 @@ pub fn log_kernel_sums(
     agree("out", fits(&out) && participation.as_ref().is_none_or(fits) && entropy.as_ref().is_none_or(fits))?;
     let shape = Shape::named(kernel).ok_or_else(|| PyValueError::new_err(format!("no kernel {kernel:?}")))?;
     let weights = weights.as_ref().map(slice).transpose()?;
+    agree("leave_out", leave_out.as_ref().is_none_or(|rows| rows.len() == m))?;
+    let leave_out = leave_out.as_ref().map(slice).transpose()?;
     let bandwidths = bandwidths.as_slice()?;
     let outputs = Outputs {
         log: out.as_slice_mut()?,

@@ -36,33 +36,62 @@ pub fn exponentials<T: Element, V: Vector<T>, const DIAGNOSE: bool>(
     least: f64,
     scale: f64,
 ) -> Sums {
+    assert!(weights.is_none_or(|(w, log_w)| w.len() == row.len() && log_w.len() == row.len()));
+    let terms = Terms {
+        row,
+        weights,
+        least: V::all(T::from_f64(least)),
+        scale: V::all(T::from_f64(scale)),
+        floor: V::all(T::from_f64(-NOTHING)),
+    };
+    // Two chains of sums, so that none waits for itself.
     let zero = V::all(T::default());
-    let (least, scale) = (V::all(T::from_f64(least)), V::all(T::from_f64(scale)));
-    let floor = V::all(T::from_f64(-NOTHING));
-    let (mut e, mut squares, mut logs) = ([zero; 2], zero, zero);
-    for (i, t) in row.chunks_exact(V::SIZE).enumerate() {
-        // SAFETY: the chunk is as long as the vector, and the weights as the row.
+    let (mut even, mut odd) = ([zero; 3], [zero; 3]);
+    let vectors = row.len() / V::SIZE;
+    for pair in 0..vectors / 2 {
+        terms.add::<DIAGNOSE>(2 * pair * V::SIZE, &mut even);
+        terms.add::<DIAGNOSE>((2 * pair + 1) * V::SIZE, &mut odd);
+    }
+    if vectors % 2 == 1 {
+        terms.add::<DIAGNOSE>((vectors - 1) * V::SIZE, &mut even);
+    }
+    let [e, squares, logs] = [(even[0], odd[0]), (even[1], odd[1]), (even[2], odd[2])]
+        .map(|(even, odd)| (even + odd).fold(0.0, |sum, x| sum + x));
+    Sums { e, squares, logs }
+}
+
+struct Terms<'a, T, V> {
+    row: &'a [T],
+    weights: Weights<'a, T>,
+    least: V,
+    scale: V,
+    floor: V,
+}
+
+impl<T: Element, V: Vector<T>> Terms<'_, T, V> {
+    #[inline(always)]
+    fn add<const DIAGNOSE: bool>(&self, at: usize, sums: &mut [V; 3]) {
+        debug_assert!(at + V::SIZE <= self.row.len());
+        // SAFETY: `exponentials` stays inside the row, and has seen that the weights are as long.
         unsafe {
-            let mut below = (least - V::read(t.as_ptr())) * scale;
+            let mut below = (self.least - V::read(self.row.as_ptr().add(at))) * self.scale;
             if DIAGNOSE {
-                below = below.most(floor);
+                below = below.most(self.floor);
             }
             let mut term = below.exp_negative();
-            if let Some((w, log_w)) = weights {
-                term = term * V::read(w[i * V::SIZE..][..V::SIZE].as_ptr());
+            if let Some((w, log_w)) = self.weights {
+                term = term * V::read(w.as_ptr().add(at));
                 if DIAGNOSE {
-                    below = below + V::read(log_w[i * V::SIZE..][..V::SIZE].as_ptr());
+                    below = below + V::read(log_w.as_ptr().add(at));
                 }
             }
-            e[i % 2] = e[i % 2] + term;
+            sums[0] = sums[0] + term;
             if DIAGNOSE {
-                squares = term.times_plus(term, squares);
-                logs = term.times_plus(below, logs);
+                sums[1] = term.times_plus(term, sums[1]);
+                sums[2] = term.times_plus(below, sums[2]);
             }
         }
     }
-    let sum = |v: V| v.fold(0.0, |a, b| a + b);
-    Sums { e: sum(e[0] + e[1]), squares: sum(squares), logs: sum(logs) }
 }
 
 /// Sums of w K(r / bandwidth) for a kernel that is 0 from there on, over squared distances.

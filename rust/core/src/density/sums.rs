@@ -42,8 +42,8 @@ pub struct Problem<'a, T> {
     pub grid: usize,
     /// One a row of the data, finite and >= 0.
     pub weights: Option<&'a [f64]>,
-    /// Query i leaves out row `first + i` of the data.
-    pub leave_out: Option<usize>,
+    /// The row of the data that each query leaves out.
+    pub leave_out: Option<&'a [i64]>,
 }
 
 /// m rows of one entry a bandwidth.
@@ -145,6 +145,7 @@ fn pass<T: Real, P: Element>(
     let (m, n) = (queries.len() / d, data.len() / d);
     assert!(bandwidths.len() == grid || bandwidths.len() == m * grid);
     assert!(outputs.log.len() == m * grid && weights.is_none_or(|w| w.len() == n));
+    assert!(problem.leave_out.is_none_or(|rows| rows.len() == m));
     assert!([&outputs.participation, &outputs.entropy].iter().all(|o| o.as_ref().is_none_or(|o| o.len() == m * grid)));
     let width = panel_width::<P>();
     // Everything below depends on the shapes alone.
@@ -371,8 +372,8 @@ impl<T: Real, P: Element> AddTile<'_, T, P> {
                     *t = if *w == P::default() { infinite } else { *t };
                 }
             }
-            if let Some(first) = self.work.problem.leave_out {
-                let at = (first + self.block.start + i).wrapping_sub(self.packed.first + start);
+            if let Some(rows) = self.work.problem.leave_out {
+                let at = (rows[self.block.start + i] as usize).wrapping_sub(self.packed.first + start);
                 if at < valid {
                     row[at] = infinite;
                 }
