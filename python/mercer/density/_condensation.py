@@ -198,8 +198,7 @@ def condensed_moments(mu: Any, k: int = 2) -> Any:
     """
     mu = _positive("mu", mu)
     k = _checks.integer("k", k, 1)
-    below = np.minimum(mu, 0.5)  # what is not below 1 is replaced in the end
-    inside = np.where(mu < 1, mu, below)
+    inside = np.where(mu < 1, mu, 0.5)  # what is not below 1 is replaced in the end
     if k == 1:
         from scipy.special import digamma
 
@@ -217,14 +216,14 @@ def condensed_moments(mu: Any, k: int = 2) -> Any:
 
 def solve_condensation(alpha: np.ndarray, spectrum: np.ndarray, r: np.ndarray) -> np.ndarray:
     """s_c with 2 alpha = <g(x) + r (x/(1+x))²>, x = s l and g(x) = log(1+x) - x/(1+x); r is (..., d)."""
-    goal = 2 * alpha * (len(spectrum) / max(np.count_nonzero(spectrum), 1))
+    goal = 2 * alpha * (len(spectrum) / int(np.count_nonzero(spectrum)))
     live = spectrum > 0
     spectrum, r = spectrum[live], r[..., live]
     low = np.full(alpha.shape, -745.0) - math.log(spectrum.max())
     high = np.full(alpha.shape, 700.0) - math.log(spectrum.min())
     for _ in range(60):
         middle = (low + high) / 2
-        above = _rate(np.exp(middle), spectrum, r)[0] > goal
+        above = ~(_rate(np.exp(middle), spectrum, r)[0] <= goal)  # NaN is what overflows
         low, high = np.where(above, low, middle), np.where(above, middle, high)
     s = np.exp((low + high) / 2)
     for _ in range(3):  # Newton's method, in log s
@@ -263,7 +262,9 @@ def _arguments(alpha: Any, n: Any, d: Any, spectrum: Any) -> tuple[np.ndarray, n
         if spectrum.ndim != 1 or not len(spectrum):
             raise ValueError(f"spectrum must be a vector of eigenvalues, got shape {spectrum.shape}")
         if not ((spectrum >= 0) & np.isfinite(spectrum)).all() or not spectrum.any():
-            raise ValueError(f"spectrum must be finite, >= 0 and not all 0, got {spectrum.min()} as its least")
+            raise ValueError(
+                f"spectrum must be finite, >= 0 and not all 0, got {spectrum.min()} as its least"
+            )
         d = len(spectrum) if d is None and n is not None else d
     if (alpha is None) == (n is None) or (n is None) != (d is None):
         raise ValueError(f"alpha must be given, or n and d, got alpha={alpha}, n={n}, d={d}")

@@ -171,7 +171,9 @@ class Problem:
             self.leave_out = np.ascontiguousarray(leave_one_out, np.int64)
         elif _checks.flag("leave_one_out", leave_one_out):
             self.leave_out = np.arange(m)
-        if self.leave_out is not None and (len(self.leave_out) != m or n < 2 or (leave_one_out is True and m != n)):
+        if self.leave_out is not None and (
+            len(self.leave_out) != m or n < 2 or (leave_one_out is True and m != n)
+        ):
             raise ValueError(
                 f"leave_one_out must have X = Y of at least 2 rows, got X with {m} and Y with {n} rows"
             )
@@ -201,7 +203,9 @@ class Problem:
 
             return log_kernel_sums(self)
         shape = len(self.X), self.bandwidths.shape[1]
-        out, participation, entropy = (np.empty(shape if ask else (0, 0)) for ask in (True, diagnose, diagnose))
+        out, participation, entropy = (
+            np.empty(shape if ask else (0, 0)) for ask in (True, diagnose, diagnose)
+        )
         _core.log_kernel_sums(
             self.X,
             self.Y,

@@ -1,4 +1,4 @@
-"""The sums of kernels in plain NumPy: what `mercer.backend("reference")` runs, and what the fast path is read against."""
+"""The sums of kernels in plain NumPy: what `mercer.backend("reference")` runs."""
 
 from __future__ import annotations
 

@@ -38,25 +38,20 @@ pub trait Vector<T: Real>:
     fn magnitude(self) -> Self {
         self.most(Self::all(T::from_f64(0.0)) - self)
     }
-    /// `e^self` for what is at most 0, to the precision of `T`; what would be
-    /// subnormal gives about the least normal number instead, at no loss of speed.
-    fn exp_negative(self) -> Self;
+    /// `2^self` for whole numbers that leave it normal.
+    fn power_of_two(self) -> Self;
     /// The square root of what is at least 0.
     fn root(self) -> Self;
 
     /// The lanes in order.
     #[inline(always)]
     fn fold(self, start: f64, f: impl Fn(f64, f64) -> f64) -> f64 {
-        let mut lanes = [T::from_f64(0.0); 16];
-        // SAFETY: no vector has more than 16 lanes.
+        let mut lanes = [T::from_f64(0.0); 32];
+        // SAFETY: no vector has more than 32 lanes.
         unsafe { self.write(lanes.as_mut_ptr()) };
         lanes[..Self::SIZE].iter().fold(start, |sum, x| f(sum, x.to_f64()))
     }
 }
-
-/// What the exponential in single precision clamps its argument to (-708 is that in double): the result stays
-/// normal, and a sum beside a 1 unchanged.
-const FLOOR: f32 = -87.0;
 
 /// Element types, and the vectors of them that go with the doubles of [`Lanes`].
 pub trait Element: Real + Default + PartialEq + std::fmt::Debug {
@@ -64,16 +59,48 @@ pub trait Element: Real + Default + PartialEq + std::fmt::Debug {
     type Of<L: Lanes>: Vector<Self>;
     /// Half the distance from 1 to the next number.
     const ROUNDING: f64;
+    /// `e^a` for what is at most 0, to the precision of the type; what would be subnormal gives about the least normal
+    /// number instead, at no loss of speed.
+    fn exp_negative<V: Vector<Self>>(a: V) -> V;
 }
 
 impl Element for f64 {
     type Of<L: Lanes> = L;
     const ROUNDING: f64 = 1.0 / (1u64 << 53) as f64;
+
+    #[inline(always)]
+    fn exp_negative<V: Vector<Self>>(a: V) -> V {
+        let [whole, ln_2, ln_2_low] = [ROUND_DOUBLE, -elementary::LN_2.hi, -elementary::LN_2.lo].map(V::all);
+        let a = a.most(V::all(-708.0));
+        let n = a.times_plus(V::all(std::f64::consts::LOG2_E), whole) - whole;
+        let r = n.times_plus(ln_2_low, n.times_plus(ln_2, a));
+        let c = EXP_DOUBLE.map(V::all);
+        let two = r * r;
+        let four = two * two;
+        let low = c[3].times_plus(r, c[2]).times_plus(two, c[1].times_plus(r, c[0]));
+        let middle = c[7].times_plus(r, c[6]).times_plus(two, c[5].times_plus(r, c[4]));
+        let high = c[10].times_plus(two, c[9].times_plus(r, c[8]));
+        high.times_plus(four, middle).times_plus(four, low) * n.power_of_two()
+    }
 }
 
 impl Element for f32 {
     type Of<L: Lanes> = L::Singles;
     const ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
+
+    #[inline(always)]
+    fn exp_negative<V: Vector<Self>>(a: V) -> V {
+        let whole = V::all(ROUND);
+        let a = a.most(V::all(FLOOR));
+        let n = a.times_plus(V::all(std::f32::consts::LOG2_E), whole) - whole;
+        let r = n.times_plus(V::all(-LN_2[1]), n.times_plus(V::all(-LN_2[0]), a));
+        let c = EXP.map(V::all);
+        let two = r * r;
+        let low = c[1].times_plus(r, c[0]);
+        let middle = c[3].times_plus(r, c[2]);
+        let high = c[5].times_plus(r, c[4]);
+        high.times_plus(two, middle).times_plus(two, low) * n.power_of_two()
+    }
 }
 
 impl Vector<f64> for f64 {
@@ -107,8 +134,8 @@ impl Vector<f64> for f64 {
         if self > b { self } else { b }
     }
     #[inline(always)]
-    fn exp_negative(self) -> Self {
-        exp_double(self)
+    fn power_of_two(self) -> Self {
+        Lanes::exp2_whole(self)
     }
     #[inline(always)]
     fn root(self) -> Self {
@@ -116,6 +143,11 @@ impl Vector<f64> for f64 {
     }
 }
 
+/// What an exponential in single precision clamps its argument to (-708 is that in double): the result stays
+/// normal, and a sum beside a 1 unchanged.
+const FLOOR: f32 = -87.0;
+/// 1.5 * 2^52, likewise for doubles below 2^51.
+const ROUND_DOUBLE: f64 = 6755399441055744.0;
 /// 1.5 * 2^23: a float of magnitude up to 2^22 that is added to it has its fraction rounded away.
 const ROUND: f32 = 12582912.0;
 /// ln 2 with zero bits at its end, and the rest.
@@ -137,29 +169,6 @@ const EXP_DOUBLE: [f64; 11] = [
     2.7632716110097874e-06,
     2.7620138719733994e-07,
 ];
-
-/// `e^a` in double precision for `a <= 0`: to 6e-16, and shorter than [`elementary::exp`].
-#[inline(always)]
-fn exp_double<L: Lanes>(a: L) -> L {
-    let a = a.most(L::splat(-708.0));
-    let n = (a * L::splat(std::f64::consts::LOG2_E)).round();
-    let r = n.fnma(L::splat(elementary::LN_2.lo), n.fnma(L::splat(elementary::LN_2.hi), a));
-    elementary::polynomial(&EXP_DOUBLE, r) * n.exp2_whole()
-}
-
-/// `e^a` in single precision, whatever holds the lanes; `scale(n)` is `2^n`.
-#[inline(always)]
-fn exp_single<V: Vector<f32>>(a: V, scale: impl Fn(V) -> V) -> V {
-    let a = a.most(V::all(FLOOR));
-    let n = (a.times_plus(V::all(std::f32::consts::LOG2_E), V::all(ROUND))) - V::all(ROUND);
-    let r = n.times_plus(V::all(-LN_2[0]), a);
-    let r = n.times_plus(V::all(-LN_2[1]), r);
-    let square = r * r;
-    let low = r.times_plus(V::all(EXP[1]), V::all(EXP[0]));
-    let middle = r.times_plus(V::all(EXP[3]), V::all(EXP[2]));
-    let high = r.times_plus(V::all(EXP[5]), V::all(EXP[4]));
-    high.times_plus(square, middle).times_plus(square, low) * scale(n)
-}
 
 impl Vector<f32> for f32 {
     const SIZE: usize = 1;
@@ -192,8 +201,8 @@ impl Vector<f32> for f32 {
         if self > b { self } else { b }
     }
     #[inline(always)]
-    fn exp_negative(self) -> Self {
-        exp_single(self, |n| f32::from_bits((n + (ROUND + 127.0)).to_bits() << 23))
+    fn power_of_two(self) -> Self {
+        f32::from_bits((self + (ROUND + 127.0)).to_bits() << 23)
     }
     #[inline(always)]
     fn root(self) -> Self {
@@ -201,9 +210,69 @@ impl Vector<f32> for f32 {
     }
 }
 
+/// Two vectors as one, whose operations fill each other's waiting.
+#[derive(Clone, Copy)]
+pub struct Two<V>(V, V);
+
+macro_rules! both {
+    ($($trait:ident $method:ident),*) => {
+        $(impl<V: $trait<Output = V>> $trait for Two<V> {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, b: Self) -> Self {
+                Self(self.0.$method(b.0), self.1.$method(b.1))
+            }
+        })*
+    };
+}
+both!(Add add, Sub sub, Mul mul);
+
+impl<T: Real, V: Vector<T>> Vector<T> for Two<V> {
+    const SIZE: usize = 2 * V::SIZE;
+    const ROWS: usize = V::ROWS;
+
+    #[inline(always)]
+    fn all(value: T) -> Self {
+        Self(V::all(value), V::all(value))
+    }
+    #[inline(always)]
+    unsafe fn read(from: *const T) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self(V::read(from), V::read(from.add(V::SIZE))) }
+    }
+    #[inline(always)]
+    unsafe fn write(self, to: *mut T) {
+        // SAFETY: the caller's.
+        unsafe {
+            self.0.write(to);
+            self.1.write(to.add(V::SIZE));
+        }
+    }
+    #[inline(always)]
+    fn times_plus(self, b: Self, c: Self) -> Self {
+        Self(self.0.times_plus(b.0, c.0), self.1.times_plus(b.1, c.1))
+    }
+    #[inline(always)]
+    fn least(self, b: Self) -> Self {
+        Self(self.0.least(b.0), self.1.least(b.1))
+    }
+    #[inline(always)]
+    fn most(self, b: Self) -> Self {
+        Self(self.0.most(b.0), self.1.most(b.1))
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        Self(self.0.power_of_two(), self.1.power_of_two())
+    }
+    #[inline(always)]
+    fn root(self) -> Self {
+        Self(self.0.root(), self.1.root())
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86 {
-    use super::{ROUND, Vector, exp_double, exp_single};
+    use super::{ROUND, Vector};
     use crate::lanes::x86::{Eight, Four};
     use std::arch::x86_64::*;
     use std::ops::{Add, Mul, Sub};
@@ -233,7 +302,7 @@ pub(crate) mod x86 {
 
     macro_rules! vector {
         ($name:ident, $t:ty, $size:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
-         $min:ident, $max:ident, $sqrt:ident, $exp:expr) => {
+         $min:ident, $max:ident, $sqrt:ident, $power:expr) => {
             impl Vector<$t> for $name {
                 const SIZE: usize = $size;
                 const ROWS: usize = $rows;
@@ -269,8 +338,8 @@ pub(crate) mod x86 {
                     unsafe { Self($max(self.0, b.0)) }
                 }
                 #[inline(always)]
-                fn exp_negative(self) -> Self {
-                    $exp(self)
+                fn power_of_two(self) -> Self {
+                    $power(self)
                 }
                 #[inline(always)]
                 fn root(self) -> Self {
@@ -292,7 +361,7 @@ pub(crate) mod x86 {
         _mm256_min_pd,
         _mm256_max_pd,
         _mm256_sqrt_pd,
-        exp_double
+        crate::lanes::Lanes::exp2_whole
     );
     vector!(
         Eight,
@@ -306,7 +375,7 @@ pub(crate) mod x86 {
         _mm512_min_pd,
         _mm512_max_pd,
         _mm512_sqrt_pd,
-        exp_double
+        crate::lanes::Lanes::exp2_whole
     );
     vector!(
         EightSingles,
@@ -320,11 +389,11 @@ pub(crate) mod x86 {
         _mm256_min_ps,
         _mm256_max_ps,
         _mm256_sqrt_ps,
-        |a| exp_single(a, |n: EightSingles| {
+        |n: EightSingles| {
             let biased = n + EightSingles::all(ROUND + 127.0);
             // SAFETY: see above.
             unsafe { EightSingles(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(biased.0)))) }
-        })
+        }
     );
     vector!(
         SixteenSingles,
@@ -338,11 +407,11 @@ pub(crate) mod x86 {
         _mm512_min_ps,
         _mm512_max_ps,
         _mm512_sqrt_ps,
-        |a| exp_single(a, |n: SixteenSingles| {
+        |n: SixteenSingles| {
             let biased = n + SixteenSingles::all(ROUND + 127.0);
             // SAFETY: see above.
             unsafe { SixteenSingles(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(biased.0)))) }
-        })
+        }
     );
 }
 
@@ -358,7 +427,10 @@ mod tests {
         fn run<L: Lanes>(mut self) -> Vec<f32> {
             for chunk in self.0.chunks_exact_mut(L::Singles::SIZE) {
                 // SAFETY: the chunk is as long as the vector.
-                unsafe { L::Singles::read(chunk.as_ptr()).exp_negative().write(chunk.as_mut_ptr()) };
+                unsafe {
+                    let x = L::Singles::read(chunk.as_ptr());
+                    f32::exp_negative(x).write(chunk.as_mut_ptr())
+                };
             }
             self.0
         }

@@ -44,19 +44,11 @@ pub fn exponentials<T: Element, V: Vector<T>, const DIAGNOSE: bool>(
         scale: V::all(T::from_f64(scale)),
         floor: V::all(T::from_f64(-NOTHING)),
     };
-    // Two chains of sums, so that none waits for itself.
-    let zero = V::all(T::default());
-    let (mut even, mut odd) = ([zero; 3], [zero; 3]);
-    let vectors = row.len() / V::SIZE;
-    for pair in 0..vectors / 2 {
-        terms.add::<DIAGNOSE>(2 * pair * V::SIZE, &mut even);
-        terms.add::<DIAGNOSE>((2 * pair + 1) * V::SIZE, &mut odd);
+    let mut sums = [V::all(T::default()); 3];
+    for at in (0..row.len() / V::SIZE * V::SIZE).step_by(V::SIZE) {
+        terms.add::<DIAGNOSE>(at, &mut sums);
     }
-    if vectors % 2 == 1 {
-        terms.add::<DIAGNOSE>((vectors - 1) * V::SIZE, &mut even);
-    }
-    let [e, squares, logs] = [(even[0], odd[0]), (even[1], odd[1]), (even[2], odd[2])]
-        .map(|(even, odd)| (even + odd).fold(0.0, |sum, x| sum + x));
+    let [e, squares, logs] = sums.map(|sum| sum.fold(0.0, |sum, x| sum + x));
     Sums { e, squares, logs }
 }
 
@@ -78,7 +70,7 @@ impl<T: Element, V: Vector<T>> Terms<'_, T, V> {
             if DIAGNOSE {
                 below = below.most(self.floor);
             }
-            let mut term = below.exp_negative();
+            let mut term = T::exp_negative(below);
             if let Some((w, log_w)) = self.weights {
                 term = term * V::read(w.as_ptr().add(at));
                 if DIAGNOSE {

@@ -12,11 +12,11 @@ use crate::gemm::{Manhattan, Panels, SquaredDistance, Term, Tile, View, panel_wi
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::real::Real;
 use crate::special::elementary::log;
-use crate::vector::{Element, Vector};
+use crate::vector::{Element, Two, Vector};
 
 /// Bytes of data that are packed at a time, for all threads.
 const PACKED: usize = 1 << 24;
-/// Panels of a tile.
+/// Panels of a tile; even, so that vectors go in pairs.
 const TILE: usize = 10;
 /// Queries times bandwidths whose sums are kept at a time.
 const KEPT: usize = 1 << 18;
@@ -318,8 +318,9 @@ impl<T: Real, P: Element> Kernel for AddTile<'_, T, P> {
 }
 
 impl<T: Real, P: Element> AddTile<'_, T, P> {
+    /// Entries of a row: an even number of panels.
     fn stride(&self) -> usize {
-        self.of.len() * self.packed.panels.width()
+        self.of.len().next_multiple_of(2) * self.packed.panels.width()
     }
 
     #[inline(always)]
@@ -416,9 +417,9 @@ impl<T: Real, P: Element> AddTile<'_, T, P> {
                     continue;
                 }
                 sums.add(if work.diagnose {
-                    rows::exponentials::<P, P::Of<L>, true>(row, weights, *least, scale)
+                    rows::exponentials::<P, Two<P::Of<L>>, true>(row, weights, *least, scale)
                 } else {
-                    rows::exponentials::<P, P::Of<L>, false>(row, weights, *least, scale)
+                    rows::exponentials::<P, Two<P::Of<L>>, false>(row, weights, *least, scale)
                 });
             }
         }
