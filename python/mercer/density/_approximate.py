@@ -213,13 +213,14 @@ def _hashing(
         codes = [np.floor(Z @ A.T + b).astype(np.int64) for Z in (Y, X)]
         code_y, code_x = _mixed(*codes)
         order = np.argsort(code_y, kind="stable")
-        cumulative: np.ndarray = np.concatenate([[0.0], np.cumsum(w[order])])
+        cumulative = np.concatenate([[0.0], np.cumsum(w[order])])
         sorted_codes = code_y[order]
         first = np.searchsorted(sorted_codes, code_x, "left")
         last = np.searchsorted(sorted_codes, code_x, "right")
-        weight: np.ndarray = cumulative[last] - cumulative[first]
+        weight = cumulative[last] - cumulative[first]
         met = np.flatnonzero((last > first) & (weight > 0))
-        drawn = cumulative[first[met]] + rng.random(m)[met] * weight[met]
+        uniform = np.asarray(rng.random(m))
+        drawn = cumulative[first[met]] + uniform[met] * weight[met]
         at = np.searchsorted(cumulative, drawn, "right") - 1
         y = Y[order[np.clip(at, first[met], last[met] - 1)]]
         apart = X[met].astype(np.float64) - y

@@ -21,7 +21,10 @@ mod _core {
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
-    const CUDA_SOURCES: &[(&str, &str)] = &[("log_bessel", include_str!("../../../cuda/log_bessel.cu"))];
+    const CUDA_SOURCES: &[(&str, &str)] = &[
+        ("kernel_sum", include_str!("../../../cuda/kernel_sum.cu")),
+        ("log_bessel", include_str!("../../../cuda/log_bessel.cu")),
+    ];
 
     /// The CUDA source of a kernel family.
     #[pyfunction]

@@ -43,13 +43,31 @@ pub trait Vector<T: Real>:
     /// The square root of what is at least 0.
     fn root(self) -> Self;
 
-    /// The lanes in order.
+    /// The sum of the lanes, in order.
     #[inline(always)]
-    fn fold(self, start: f64, f: impl Fn(f64, f64) -> f64) -> f64 {
+    fn total(self) -> f64 {
         let mut lanes = [T::from_f64(0.0); 32];
         // SAFETY: no vector has more than 32 lanes.
         unsafe { self.write(lanes.as_mut_ptr()) };
-        lanes[..Self::SIZE].iter().fold(start, |sum, x| f(sum, x.to_f64()))
+        let mut total = 0.0;
+        for lane in &lanes[..Self::SIZE] {
+            total += lane.to_f64();
+        }
+        total
+    }
+
+    /// The least of the lanes; none is NaN.
+    #[inline(always)]
+    fn smallest(self) -> f64 {
+        let mut lanes = [T::from_f64(f64::INFINITY); 32];
+        // SAFETY: no vector has more than 32 lanes.
+        unsafe { self.write(lanes.as_mut_ptr()) };
+        let mut least = f64::INFINITY;
+        for lane in &lanes[..Self::SIZE] {
+            let lane = lane.to_f64();
+            least = if lane < least { lane } else { least };
+        }
+        least
     }
 }
 
@@ -57,8 +75,6 @@ pub trait Vector<T: Real>:
 pub trait Element: Real + Default + PartialEq + std::fmt::Debug {
     /// The vectors.
     type Of<L: Lanes>: Vector<Self>;
-    /// Half the distance from 1 to the next number.
-    const ROUNDING: f64;
     /// `e^a` for what is at most 0, to the precision of the type; what would be subnormal gives about the least normal
     /// number instead, at no loss of speed.
     fn exp_negative<V: Vector<Self>>(a: V) -> V;
@@ -66,15 +82,16 @@ pub trait Element: Real + Default + PartialEq + std::fmt::Debug {
 
 impl Element for f64 {
     type Of<L: Lanes> = L;
-    const ROUNDING: f64 = 1.0 / (1u64 << 53) as f64;
-
     #[inline(always)]
     fn exp_negative<V: Vector<Self>>(a: V) -> V {
-        let [whole, ln_2, ln_2_low] = [ROUND_DOUBLE, -elementary::LN_2.hi, -elementary::LN_2.lo].map(V::all);
+        let whole = V::all(ROUND_DOUBLE);
         let a = a.most(V::all(-708.0));
         let n = a.times_plus(V::all(std::f64::consts::LOG2_E), whole) - whole;
-        let r = n.times_plus(ln_2_low, n.times_plus(ln_2, a));
-        let c = EXP_DOUBLE.map(V::all);
+        let r = n.times_plus(V::all(-elementary::LN_2.lo), n.times_plus(V::all(-elementary::LN_2.hi), a));
+        let mut c = [whole; 11];
+        for (c, &value) in c.iter_mut().zip(&EXP_DOUBLE) {
+            *c = V::all(value); // not by `map`: a closure would not have the instructions
+        }
         let two = r * r;
         let four = two * two;
         let low = c[3].times_plus(r, c[2]).times_plus(two, c[1].times_plus(r, c[0]));
@@ -86,15 +103,16 @@ impl Element for f64 {
 
 impl Element for f32 {
     type Of<L: Lanes> = L::Singles;
-    const ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
-
     #[inline(always)]
     fn exp_negative<V: Vector<Self>>(a: V) -> V {
         let whole = V::all(ROUND);
         let a = a.most(V::all(FLOOR));
         let n = a.times_plus(V::all(std::f32::consts::LOG2_E), whole) - whole;
         let r = n.times_plus(V::all(-LN_2[1]), n.times_plus(V::all(-LN_2[0]), a));
-        let c = EXP.map(V::all);
+        let mut c = [whole; 6];
+        for (c, &value) in c.iter_mut().zip(&EXP) {
+            *c = V::all(value);
+        }
         let two = r * r;
         let low = c[1].times_plus(r, c[0]);
         let middle = c[3].times_plus(r, c[2]);
@@ -267,6 +285,10 @@ impl<T: Real, V: Vector<T>> Vector<T> for Two<V> {
     #[inline(always)]
     fn root(self) -> Self {
         Self(self.0.root(), self.1.root())
+    }
+    #[inline(always)]
+    fn total(self) -> f64 {
+        (self.0 + self.1).total()
     }
 }
 

@@ -25,7 +25,7 @@ pub fn least<T: Element, V: Vector<T>>(row: &mut [T], root: bool) -> f64 {
             least = least.least(value);
         }
     }
-    least.fold(f64::INFINITY, f64::min)
+    least.smallest()
 }
 
 /// Sums of w exp((least - t) scale), with squares and logs where `DIAGNOSE`.
@@ -48,8 +48,10 @@ pub fn exponentials<T: Element, V: Vector<T>, const DIAGNOSE: bool>(
     for at in (0..row.len() / V::SIZE * V::SIZE).step_by(V::SIZE) {
         terms.add::<DIAGNOSE>(at, &mut sums);
     }
-    let [e, squares, logs] = sums.map(|sum| sum.fold(0.0, |sum, x| sum + x));
-    Sums { e, squares, logs }
+    if !DIAGNOSE {
+        return Sums { e: sums[0].total(), ..Sums::default() };
+    }
+    Sums { e: sums[0].total(), squares: sums[1].total(), logs: sums[2].total() }
 }
 
 struct Terms<'a, T, V> {
