@@ -33,11 +33,11 @@ __device__ T warp_sum(T value) {
     return value;
 }
 
-// x (m, d), y (n, d), weights (n) read where weighted, scales (grid) or, scale_step apart, one row a query;
+// x (m, columns), y (n, columns), weights (n) read where weighted, scales (grid) or, scale_step apart, one row a query;
 // least (slices, m), sums (slices, m, grid). leave_out: query i leaves out row i.
 template <class T>
 __device__ void kernel_sums(const T* x, const T* y, const T* weights, const T* scales, T* least, T* sums, long long m,
-                            long long n, long long d, long long grid, long long scale_step, long long weighted,
+                            long long n, long long columns, long long grid, long long scale_step, long long weighted,
                             long long leave_out, long long root) {
     __shared__ T left[DEPTH][QUERIES + 1];
     __shared__ T right[DEPTH][ROWS + 1];
@@ -55,14 +55,14 @@ __device__ void kernel_sums(const T* x, const T* y, const T* weights, const T* s
         T apart[4][4];
         for (int i = 0; i < 4; ++i)
             for (int j = 0; j < 4; ++j) apart[i][j] = T(0);
-        for (long long column = 0; column < d; column += DEPTH) {
+        for (long long column = 0; column < columns; column += DEPTH) {
             for (int k = thread; k < DEPTH * QUERIES; k += THREADS) {
                 const long long row = first + k / DEPTH, at = column + k % DEPTH;
-                left[k % DEPTH][k / DEPTH] = row < m && at < d ? x[row * d + at] : T(0);
+                left[k % DEPTH][k / DEPTH] = row < m && at < columns ? x[row * columns + at] : T(0);
             }
             for (int k = thread; k < DEPTH * ROWS; k += THREADS) {
                 const long long row = start + k / DEPTH, at = column + k % DEPTH;
-                right[k % DEPTH][k / DEPTH] = row < end && at < d ? y[row * d + at] : T(0);
+                right[k % DEPTH][k / DEPTH] = row < end && at < columns ? y[row * columns + at] : T(0);
             }
             __syncthreads();
             for (int k = 0; k < DEPTH; ++k)
@@ -117,12 +117,12 @@ __device__ void kernel_sums(const T* x, const T* y, const T* weights, const T* s
 
 }  // namespace
 
-#define KERNELS(T, name)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(128)                                                               \
+#define KERNELS(T, name)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(128)                                                                \
         name(const T* x, const T* y, const T* weights, const T* scales, T* least, T* sums, long long m, long long n, \
-             long long d, long long grid, long long scale_step, long long weighted, long long leave_out,            \
-             long long root) {                                                                                      \
-        kernel_sums<T>(x, y, weights, scales, least, sums, m, n, d, grid, scale_step, weighted, leave_out, root);   \
+             long long columns, long long grid, long long scale_step, long long weighted, long long leave_out,       \
+             long long root) {                                                                                       \
+        kernel_sums<T>(x, y, weights, scales, least, sums, m, n, columns, grid, scale_step, weighted, leave_out, root);\
     }
 
 KERNELS(float, kernel_sums_f32)

