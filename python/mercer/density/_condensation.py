@@ -83,7 +83,7 @@ def kde_thresholds(
         (1.376, 1.945, 1.04)
     """
     alpha, spectrum = _arguments(alpha, n, d, spectrum)
-    r = _checks.real_array("query_r", query_r).astype(np.float64)
+    r = _checks.real_array("query_r", 1.0 if query_r is None else query_r).astype(np.float64)
     if not ((r >= 0) & np.isfinite(r)).all():
         raise ValueError(f"query_r must be finite and >= 0, got {query_r}")
     alpha, r = np.broadcast_arrays(alpha, r)

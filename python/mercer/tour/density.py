@@ -1,7 +1,7 @@
 """Chapter: how dense real embeddings are, at which bandwidth, and what carries the estimate.
 
-The baseline is scikit-learn's `KernelDensity` with its own rules, which in 384 dimensions stand deep in the regime where
-one neighbour is the whole estimate.
+The baseline is scikit-learn's `KernelDensity` with its own rules, which do not know of the regime where one neighbour
+is the whole estimate.
 """
 
 from __future__ import annotations
