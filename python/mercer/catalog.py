@@ -128,7 +128,7 @@ _TABLE = """
 47 | dendromap | DendroMap: Visual Exploration of Large-Scale Image Datasets for Machine Learning with Treemaps | understand.dendrogram | planned
 48 | gkcl | Generative Kernel Continual learning | nn.continual_kernel | planned
 49 | medical-concepts | Medical Concept Representation Learning from Electronic Health Records and its Application on Heart Failure Prediction | text.medical_concepts | planned
-50 | kde-large-dim | Kernel Density Estimators in Large Dimensions | density.kde | planned
+50 | kde-large-dim | Kernel Density Estimators in Large Dimensions | density nn.density | landed
 51 | espcn | Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural Network | vision.restoration.espcn | planned
 52 | long-convs | Simple Hardware-Efficient Long Convolutions for Sequence Modeling | nn.conv.long_conv ops.long_conv | planned
 53 | moment-probing | Tuning Pre-trained Model via Moment Probing | nn.moment_probe | planned

@@ -1,6 +1,7 @@
 //! `mercer._core`: checks arguments, releases the GIL, polls for Ctrl-C, calls `mercer-core`. No arithmetic.
 #![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
 
+mod density;
 mod directional;
 mod interrupt;
 mod special;
@@ -13,12 +14,17 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::density::{largest_entry, log_kernel_sums};
+    #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
     #[pymodule_export]
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
-    const CUDA_SOURCES: &[(&str, &str)] = &[("log_bessel", include_str!("../../../cuda/log_bessel.cu"))];
+    const CUDA_SOURCES: &[(&str, &str)] = &[
+        ("kernel_sum", include_str!("../../../cuda/kernel_sum.cu")),
+        ("log_bessel", include_str!("../../../cuda/log_bessel.cu")),
+    ];
 
     /// The CUDA source of a kernel family.
     #[pyfunction]

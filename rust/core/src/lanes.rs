@@ -13,7 +13,8 @@ const SQRT_HALF_BITS: u64 = 0x3FE6_A09E_667F_3BCC;
 
 /// A vector of doubles.
 pub trait Lanes:
-    Copy
+    crate::vector::Vector<f64>
+    + Copy
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>
@@ -27,6 +28,8 @@ pub trait Lanes:
     const WIDTH: usize;
     /// The outcome of a comparison, lane by lane.
     type Mask: Copy;
+    /// Floats in a register of the same size, where there are registers.
+    type Singles: crate::vector::Vector<f32>;
 
     /// The same value in each lane.
     fn splat(value: f64) -> Self;
@@ -65,6 +68,7 @@ pub trait Lanes:
 impl Lanes for f64 {
     const WIDTH: usize = 1;
     type Mask = bool;
+    type Singles = f32;
 
     #[inline(always)]
     fn splat(value: f64) -> Self {
@@ -126,17 +130,17 @@ impl Lanes for f64 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(crate) mod x86 {
     use super::{Lanes, ROUND, SQRT_HALF_BITS};
     use std::arch::x86_64::*;
     use std::ops::{Add, Div, Mul, Neg, Sub};
 
     /// Four doubles; made only inside [`super::dispatch`], where AVX2 and FMA are there.
     #[derive(Clone, Copy)]
-    pub struct Four(__m256d);
+    pub struct Four(pub(crate) __m256d);
     /// Eight doubles; made only inside [`super::dispatch`], where AVX-512 F and DQ are there.
     #[derive(Clone, Copy)]
-    pub struct Eight(__m512d);
+    pub struct Eight(pub(crate) __m512d);
 
     macro_rules! operators {
         ($name:ident, $($trait:ident $method:ident $intrinsic:ident),*) => {
@@ -211,6 +215,7 @@ mod x86 {
             _mm256_sqrt_pd
         );
         type Mask = __m256d;
+        type Singles = crate::vector::x86::EightSingles;
 
         #[inline(always)]
         fn lt(self, b: Self) -> __m256d {
@@ -269,6 +274,7 @@ mod x86 {
             _mm512_sqrt_pd
         );
         type Mask = __mmask8;
+        type Singles = crate::vector::x86::SixteenSingles;
 
         #[inline(always)]
         fn lt(self, b: Self) -> __mmask8 {

@@ -1,9 +1,12 @@
 //! The numerics of mercer. One folder a subject; nothing here knows of Python.
 
 pub mod cancel;
+pub mod density;
 pub mod directional;
+pub mod gemm;
 pub mod lanes;
 pub mod pool;
 pub mod real;
 pub mod rng;
 pub mod special;
+pub mod vector;
