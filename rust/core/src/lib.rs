@@ -2,8 +2,10 @@
 
 pub mod cancel;
 pub mod directional;
+pub mod hadamard;
 pub mod lanes;
 pub mod pool;
+pub mod private;
 pub mod real;
 pub mod rng;
 pub mod special;
