@@ -79,7 +79,7 @@ macro_rules! for_rows {
     };
 }
 
-fn shape(rows: &Rows<'_>) -> (usize, usize) {
+pub fn shape(rows: &Rows<'_>) -> (usize, usize) {
     let dims = match rows {
         Rows::Float32(a) => a.dims(),
         Rows::Float64(a) => a.dims(),

@@ -3,6 +3,7 @@
 
 mod directional;
 mod interrupt;
+mod private;
 mod special;
 
 use pyo3::prelude::*;
@@ -14,6 +15,10 @@ mod _core {
 
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
+    #[pymodule_export]
+    use super::private::{
+        FourierFeatures, PrivateTreeSums, private_count, private_noise, private_sum_up, public_normals,
+    };
     #[pymodule_export]
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};
 

@@ -41,6 +41,7 @@ pub enum Spectrum {
 const NORMALS: u32 = 0;
 const RADII: u32 = 1;
 const SIGNS: u32 = 2;
+const PHASES: u32 = 3;
 
 impl Spectrum {
     /// Whether the law is a normal vector times a random scale: then a structured orthogonal matrix can stand for it.
@@ -93,6 +94,11 @@ pub fn frequencies(spectrum: Spectrum, seed: u64, m: usize, d: usize) -> Vec<f64
     out
 }
 
+/// m phases in turns.
+pub fn phases(seed: u64, m: usize) -> Vec<f64> {
+    (0..m as u64).map(|j| Draws::new(seed, PHASES, j).uniform()).collect()
+}
+
 /// What takes a row to its m projections.
 pub enum Projection {
     /// An m × d matrix.
@@ -136,6 +142,14 @@ impl Projection {
             spectrum.scale(seed, j) * unit * (2.0 * draws.gamma(padded as f64 / 2.0)).sqrt()
         };
         Self::Hadamard { signs, radii: (0..m as u64).map(radius).collect() }
+    }
+
+    /// All projections times `by`: one over the bandwidth.
+    #[must_use]
+    pub fn scaled(mut self, by: f64) -> Self {
+        let (Self::Dense { matrix: lengths } | Self::Hadamard { radii: lengths, .. }) = &mut self;
+        lengths.iter_mut().for_each(|w| *w *= by);
+        self
     }
 }
 
@@ -212,12 +226,12 @@ impl Features {
         })
     }
 
-    /// The estimate (1/m) sum_j <v_j, phi_j(y)> for each row of `y`, into `out`.
+    /// For each row of `y`, means over the frequencies: of e_j = <v_j, phi_j(y)>, the estimate; of e_j²; of |phi_j(y)|².
     pub fn query(
         &self,
         y: &[f64],
         v: &[f64],
-        out: &mut [f64],
+        out: &mut [[f64; 3]],
         (threads, cancel): (usize, &Cancel),
     ) -> Result<(), Cancelled> {
         assert!(y.len() == out.len() * self.d && v.len() == self.values());
@@ -225,11 +239,11 @@ impl Features {
             cancel.check()?;
             let mut work = Workspace::new(self);
             work.x[..y.len()].copy_from_slice(y);
-            out.fill(0.0);
+            out.fill([0.0; 3]);
             work.project(self, out.len(), |turns, count, first, tile| {
                 dispatch(QueryTile { features: self, turns, count, first, tile, v, out });
             });
-            out.iter_mut().for_each(|s| *s /= self.m as f64);
+            out.iter_mut().flatten().for_each(|s| *s /= self.m as f64);
             Ok(())
         })
     }
@@ -443,7 +457,7 @@ struct QueryTile<'a> {
     first: usize,
     tile: usize,
     v: &'a [f64],
-    out: &'a mut [f64],
+    out: &'a mut [[f64; 3]],
 }
 
 impl Kernel for QueryTile<'_> {
@@ -451,34 +465,47 @@ impl Kernel for QueryTile<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let Self { features, turns, count, first, tile, v, out } = self;
+        let paired = features.phases.is_none();
         let (cosines, sines) = v.split_at(features.m);
+        let sines = if paired { &sines[first..] } else { sines };
+        let cosines = &cosines[first..];
         let whole = tile - tile % L::WIDTH;
         for (row, out) in out[..count].iter_mut().enumerate() {
             let turns = &mut turns[row * tile..][..tile];
             if let Some(phases) = &features.phases {
                 turns.iter_mut().zip(&phases[first..]).for_each(|(t, b)| *t += b);
             }
-            let mut sum = L::splat(0.0);
+            let mut sums = [L::splat(0.0); 3];
             for j in (0..whole).step_by(L::WIDTH) {
-                let (c, s) = cos_sin(L::load(&turns[j..]));
-                sum = c.fma(L::load(&cosines[first + j..]), sum);
-                if features.phases.is_none() {
-                    sum = s.fma(L::load(&sines[first + j..]), sum);
-                }
+                one_query(&turns[j..], &cosines[j..], sines.get(j..), paired, &mut sums);
             }
-            let mut lanes = [0.0; 8];
-            sum.store(&mut lanes[..L::WIDTH]);
-            let mut total: f64 = lanes.iter().sum();
+            let mut rest = [0.0; 3];
             for j in whole..tile {
-                let (c, s) = cos_sin(turns[j]);
-                total += c * cosines[first + j];
-                if features.phases.is_none() {
-                    total += s * sines[first + j];
-                }
+                one_query::<f64>(&turns[j..], &cosines[j..], sines.get(j..), paired, &mut rest);
             }
-            *out += if features.phases.is_some() { 2f64.sqrt() * total } else { total };
+            for ((out, sum), rest) in out.iter_mut().zip(sums).zip(rest) {
+                let mut lanes = [0.0; 8];
+                sum.store(&mut lanes[..L::WIDTH]);
+                *out += lanes.iter().sum::<f64>() + rest;
+            }
         }
     }
+}
+
+/// Add e, e² and |phi|² of `L::WIDTH` frequencies.
+#[inline(always)]
+fn one_query<L: Lanes>(turns: &[f64], cosines: &[f64], sines: Option<&[f64]>, paired: bool, sums: &mut [L; 3]) {
+    let (c, s) = cos_sin(L::load(turns));
+    let (e, norm) = match sines {
+        Some(sines) if paired => (s.fma(L::load(sines), c * L::load(cosines)), L::splat(1.0)),
+        _ => {
+            let c = c * L::splat(2f64.sqrt());
+            (c * L::load(cosines), c * c)
+        }
+    };
+    sums[0] = sums[0] + e;
+    sums[1] = e.fma(e, sums[1]);
+    sums[2] = sums[2] + norm;
 }
 
 #[cfg(test)]
@@ -587,9 +614,9 @@ mod tests {
                 let mut sums = vec![0; 2 * m];
                 features.add(&x[..], 30, &mut sums, (1, &Cancel::new())).expect("finite");
                 let v: Vec<f64> = sums.iter().map(|&s| s as f64 / f64::from(1 << 30)).collect();
-                let mut out = [0.0];
+                let mut out = [[0.0; 3]];
                 features.query(&y, &v, &mut out, (1, &Cancel::new())).expect("not cancelled");
-                assert!((out[0] - kernel).abs() < bound, "{spectrum:?}: {} {kernel}", out[0]);
+                assert!((out[0][0] - kernel).abs() < bound, "{spectrum:?}: {} {kernel}", out[0][0]);
             }
         }
     }
@@ -612,9 +639,13 @@ mod tests {
             let mut sums = vec![0; 2 * m];
             features.add(&x, 30, &mut sums, (2, &Cancel::new())).expect("finite");
             let v: Vec<f64> = sums.iter().map(|&s| s as f64 / f64::from(1 << 30)).collect();
-            let mut out = [0.0];
+            let mut out = [[0.0; 3]];
             features.query(&y, &v, &mut out, (2, &Cancel::new())).expect("not cancelled");
-            assert!((out[0] - kernel).abs() < 6.0 * (0.5f64 / m as f64).sqrt(), "{spectrum:?}: {} {kernel}", out[0]);
+            assert!(
+                (out[0][0] - kernel).abs() < 6.0 * (0.5f64 / m as f64).sqrt(),
+                "{spectrum:?}: {} {kernel}",
+                out[0][0]
+            );
         }
     }
 

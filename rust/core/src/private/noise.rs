@@ -389,7 +389,8 @@ mod tests {
     fn huge_scales_and_both_ends_of_the_range() {
         let law = Law::Laplace(Laplace::new(1 << 20, 60).expect("in range")); // scale 2^40
         let mut bits = Bits::new(System::new());
-        let mean = (0..2000).map(|_| law.draw(&mut bits).expect("in range").unsigned_abs() as f64).sum::<f64>() / 2000.0;
+        let mean =
+            (0..2000).map(|_| law.draw(&mut bits).expect("in range").unsigned_abs() as f64).sum::<f64>() / 2000.0;
         assert!((mean / 2f64.powi(40) - 1.0).abs() < 0.2);
         assert!(Laplace::new(0, 0).is_err() && Laplace::new(1, 63).is_err());
         assert!(Gaussian::new(0, 0).is_err() && Gaussian::new(1 << 50, 0).is_err() && Gaussian::new(1, 40).is_err());
