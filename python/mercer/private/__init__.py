@@ -8,6 +8,7 @@ from __future__ import annotations
 from mercer.private._container import CorruptFile
 from mercer.private._features import exponential_sum, kernel_sums
 from mercer.private._noise import InsecureNoiseWarning
+from mercer.private.classifier import PrivateSimilarityClassifier
 from mercer.private.distance_sum import PrivateDistanceSum
 from mercer.private.kernel_sum import PrivateKernelSum
 from mercer.private.ledger import BudgetExceeded, PrivacyLedger, Spending, zcdp_delta, zcdp_epsilon, zcdp_rho
@@ -22,6 +23,7 @@ __all__ = [
     "PrivateDistanceSum",
     "PrivateKernelSum",
     "PrivatePartial",
+    "PrivateSimilarityClassifier",
     "Release",
     "Spending",
     "exponential_sum",

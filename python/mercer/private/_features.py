@@ -72,13 +72,14 @@ class FeatureSums(Structure):
         known = terms.public_n
         first = [] if known else [sum(shares) * COUNT_SHARE / (1 - COUNT_SHARE)]
         amounts = budget.split(first + shares)
-        rows, changes = terms.rows, terms.changes()
-        count_law = None if known else budget.law(amounts.pop(0), rows, rows**2)
+        changes = terms.changes()
+        count_law = None if known else budget.law(amounts.pop(0), changes, changes**2)
         n = released_count(arrays["n"], terms, count_law, noise)
         m = options["n_features"]
         if options.pop("auto_factor") is not None:
             # The noisy count decides: that costs nothing more. The first m features are those of m alone.
-            m = options["n_features"] = auto_features(float(n[0]), budget, changes, self.options["auto_factor"])
+            m = min(m, auto_features(float(n[0]), budget, changes, self.options["auto_factor"]))
+            options["n_features"] = m
             sums = sums.reshape(len(sums), -1, self.options["n_features"])[:, :, :m].reshape(len(sums), -1)
         pair = math.isqrt(2 << (2 * BITS)) + 1
         l1, square = changes * m * pair, changes**2 * m * ((2**BITS + 1) ** 2 if paired else pair**2)

@@ -24,7 +24,7 @@ class MomentSums(Structure):
     Sensitivity, beside the code that relies on it: `_on_grid` cuts z to whole multiples of 2^-20, towards 0, and keeps
     in whole numbers |Z_i| <= H_i, sum |Z_i| <= l1 and sum Z_i² <= square, whatever floating point did before. One row
     adds Z and floor(sum Z_i² / 2^20), which is in [0, square / 2^20]. k rows change sums by at most k times the norm
-    of one, replacing k rows by twice that (by once that for the scalar, which has a range of that width).
+    of one, replacing k rows by twice that.
     """
 
     kind = "moments"
@@ -88,7 +88,7 @@ class MomentSums(Structure):
     def release(self, arrays: Arrays, budget: Budget, noise: Noise) -> Release:
         terms = self.terms
         l1, square, scalar = self.sensitivities()
-        changes, rows = terms.changes(), terms.rows
+        changes = terms.changes()
         # Shares that suit queries about as far from the centre as the data: noise of n weighs |y|², of the vector 2 |y|
         # and of the scalar 1, and the sum of variances is least for shares like the 2/3 power of weight × sensitivity.
         grid = 2.0**BITS
@@ -100,13 +100,13 @@ class MomentSums(Structure):
         if self.options["shares"] is not None:
             weights = list(self.options["shares"])
         amounts = budget.split(weights[1:] if terms.public_n else weights)
-        count_law = None if terms.public_n else budget.law(amounts.pop(0), rows, rows**2)
+        count_law = None if terms.public_n else budget.law(amounts.pop(0), changes, changes**2)
         vector, vector_law, coarse = coarsened(
             arrays["sum"], budget, amounts[0], changes * l1, (changes * changes) * square
         )
         noise.add(vector, [vector_law])
         squares, squares_law, coarse_squares = coarsened(
-            arrays["squares"], budget, amounts[1], rows * scalar, (rows * scalar) ** 2
+            arrays["squares"], budget, amounts[1], changes * scalar, (changes * scalar) ** 2
         )
         noise.add(squares, [squares_law])
         centre, half, _ = self._frame()

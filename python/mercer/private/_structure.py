@@ -119,7 +119,8 @@ class Structure(ABC):
 def released_count(n: np.ndarray, terms: Terms, law: Law | None, noise: Noise) -> np.ndarray:
     """The number of rows for a release: with noise unless it is public (`law` None).
 
-    Sensitivity: a neighbour has at most `rows` rows more or fewer, in either relation.
+    Sensitivity: at most `changes` rows come or go. (Replacing a record leaves n as it is, but not the number of rows of
+    its class, which is released in the same way.)
     """
     n = n.copy()
     if law is not None:
