@@ -12,6 +12,8 @@ import run
 HERE = Path(__file__).parent
 CASES = list(run.cases([HERE]))
 NOT_CHECKED = {"v", "x", "group", "d", "r_bar", "kl_d", "kl_kappa_p", "kl_kappa_q", "kl_cos"}  # what goes in
+NOT_CHECKED |= {"y", "kX", "kY", "omega", "phase", "uniform_noise", "geometric_noise", "expsum_z"}
+NOT_CHECKED |= {f"expsum_{step}_j" for step in ("1.0", "0.5", "0.25")}
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -36,7 +38,7 @@ def test_a_table_with_one_value_changed_fails(path, name, tmp_path):
     shutil.copy(path, tmp_path)
     with np.load(path.with_suffix(".npz")) as arrays:
         arrays = dict(arrays)
-    arrays[name][np.argmax(np.abs(arrays[name]))] *= 1 + 1e-6
+    arrays[name].flat[np.nanargmax(np.abs(arrays[name]))] *= 1 + 1e-6
     np.savez(tmp_path / path.with_suffix(".npz").name, **arrays)
     ok, line = run.check(tmp_path / path.name)
     assert not ok and f"{name} " in line and "NOT <=" in line
