@@ -11,7 +11,9 @@ def prepare(x, y, x_test, epsilon, delta, seed, epochs, batch, rate, clip):
 
     torch.set_num_threads(2)
     warnings.simplefilter("ignore")
-    data = torch.utils.data.TensorDataset(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64)))
+    data = torch.utils.data.TensorDataset(
+        torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
+    )
     held_out = torch.from_numpy(x_test.astype(np.float32))
     classes = int(y.max()) + 1
 

@@ -45,7 +45,6 @@ def vmf_sample(
     first_row: int,
     threads: int | None = None,
 ) -> None: ...
-
 def private_count(
     x: NDArray,
     low: NDArray,
@@ -88,7 +87,13 @@ class FourierFeatures:
     @staticmethod
     def given(omega: NDArray, phases: NDArray | None = None) -> FourierFeatures: ...
     def add(
-        self, x: NDArray, bits: int, sums: NDArray, first_row: int = 0, threads: int | None = None
+        self,
+        x: NDArray,
+        bits: int,
+        sums: NDArray,
+        starts: list[int],
+        first_row: int = 0,
+        threads: int | None = None,
     ) -> None: ...
     def query(
         self, y: NDArray, v: NDArray, threads: int | None = None

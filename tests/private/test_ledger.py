@@ -91,7 +91,9 @@ def test_threads_cannot_overspend_together():
     assert len(ledger.log) == 10 and len(refused) == 150
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"epsilon": 0.1, "rho": 0.1}, {"epsilon": -0.1}, {"epsilon": float("nan")}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"epsilon": 0.1, "rho": 0.1}, {"epsilon": -0.1}, {"epsilon": float("nan")}]
+)
 def test_spendings_that_are_none_are_refused(kwargs):
     with pytest.raises(ValueError):
         PrivacyLedger(1.0, 1e-6).spend("what", **kwargs)

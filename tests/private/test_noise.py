@@ -39,7 +39,9 @@ def test_gaussian_noise_spends_no_more_than_its_rho_and_hardly_less(rho, square)
 def test_a_split_budget_adds_up_exactly(epsilon, shares):
     parts = Budget.of("laplace", epsilon, None).split(shares)
     assert sum(parts) == Fraction(epsilon) and min(parts) > 0
-    np.testing.assert_allclose([float(p) for p in parts], epsilon * np.array(shares) / sum(shares), rtol=1e-12)
+    np.testing.assert_allclose(
+        [float(p) for p in parts], epsilon * np.array(shares) / sum(shares), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("rate", [1e-3, 0.1, 0.7, 3.0, 40.0])
@@ -104,7 +106,9 @@ def test_conversion_from_rho_is_below_the_textbooks_and_above_the_gaussian_truth
     # Balle and Wang 2018, theorem 8: the exact delta of the continuous Gaussian mechanism with this rho.
     mpmath = pytest.importorskip("mpmath")
     ratio = mpmath.sqrt(2 * rho)  # sensitivity / sigma
-    exact = mpmath.ncdf(ratio / 2 - epsilon / ratio) - mpmath.exp(epsilon) * mpmath.ncdf(-ratio / 2 - epsilon / ratio)
+    exact = mpmath.ncdf(ratio / 2 - epsilon / ratio) - mpmath.exp(epsilon) * mpmath.ncdf(
+        -ratio / 2 - epsilon / ratio
+    )
     assert exact <= delta * (1 + 1e-9)
     assert zcdp_delta(rho, epsilon) <= delta
 

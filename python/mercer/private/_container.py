@@ -27,7 +27,9 @@ __all__ = ["CorruptFile", "pack", "read", "unpack"]
 
 VERSION = 1
 RELEASE, PARTIAL = "mercer-private-release", "mercer-SECRET-partial"
-_HEADER = re.compile(rb"(mercer-private-release|mercer-SECRET-partial) (\d{1,9}) (\d{1,15}) (\d{1,15}) ([0-9a-f]{64})")
+_HEADER = re.compile(
+    rb"(mercer-private-release|mercer-SECRET-partial) (\d{1,9}) (\d{1,15}) (\d{1,15}) ([0-9a-f]{64})"
+)
 _INTEGERS = {"<i1": 1, "<i2": 2, "<i4": 4, "<i8": 8, "|i1": 1}
 
 

@@ -19,6 +19,7 @@ from mercer.private.release import Release
 
 __all__ = ["PrivateSum"]
 
+
 class PrivateSum(Estimator):
     """The base of :class:`PrivateDistanceSum` and :class:`PrivateKernelSum`."""
 
@@ -70,7 +71,9 @@ class PrivateSum(Estimator):
         `random_state` an int where each is made by an estimator of its own.
         """
         source, columns, _ = self._source(X)
-        return PrivatePartial.of(self._structure(columns), source, users, _checks.threads("n_jobs", self.n_jobs))
+        return PrivatePartial.of(
+            self._structure(columns), source, users, _checks.threads("n_jobs", self.n_jobs)
+        )
 
     def release(self) -> Release:
         """What :meth:`fit` made: `release_`."""

@@ -48,11 +48,20 @@ class FeatureSums(Structure):
 
     def __init__(self, terms: Any, options: dict[str, Any]) -> None:
         super().__init__(terms, options)
-        self._features = [open_features(options, term, terms.columns) for term in range(len(options["terms"]))]
+        self._features = [
+            draw_features(options, term, terms.columns) for term in range(len(options["terms"]))
+        ]
 
     def empty(self) -> Arrays:
         shape = len(self._features), self._features[0].values
         return {"sums": np.zeros(shape, np.int64), "n": np.zeros(1, np.int64)}
+
+    def by_class(self, rows: np.ndarray, starts: np.ndarray, threads: int | None) -> list[Arrays]:
+        """Accumulators of groups of rows that lie one after another: one pass for all (for one term)."""
+        sums = np.zeros((len(starts), self._features[0].values), np.int64)
+        self._features[0].add(rows, BITS, sums, starts.tolist(), 0, threads)
+        counts = np.diff([*starts.tolist(), len(rows)])
+        return [{"sums": part[None], "n": np.array([n])} for part, n in zip(sums, counts, strict=True)]
 
     def add(self, arrays: Arrays, block: np.ndarray, first_row: int, threads: int | None) -> None:
         from mercer.private._trees import within
@@ -61,7 +70,7 @@ class FeatureSums(Structure):
             block = np.ascontiguousarray(within(block, self.terms, first_row))
         block = reduced(block, self.options, self.terms.columns)
         for features, sums in zip(self._features, arrays["sums"], strict=True):
-            features.add(block, BITS, sums, first_row, threads)
+            features.add(block, BITS, sums[None], [0], first_row, threads)
         arrays["n"] += len(block)
 
     def release(self, arrays: Arrays, budget: Budget, noise: Noise) -> Release:
@@ -105,29 +114,40 @@ class FeatureSums(Structure):
         return FeatureRelease(statement, parameters, {"sums": np.array(noisy), "n": n})
 
 
-def open_features(options: dict[str, Any], term: int, columns: int) -> _core.FourierFeatures:
-    """The features of a term, from public numbers alone; ValueError for numbers that are not a term's."""
+def draw_features(options: dict[str, Any], term: int, columns: int) -> _core.FourierFeatures:
+    """The features of a term, from public numbers alone."""
     _, kernel, bandwidth = options["terms"][term]
-    seed, m = int(options["seed"]), int(options["n_features"])
-    d = int(options["reduce"]["dimensions"]) if options["reduce"] else columns
+    d = options["reduce"]["dimensions"] if options["reduce"] else columns
+    phased, seed = options["form"] == "phases", (options["seed"] + term) % 2**64
+    return _core.FourierFeatures.drawn(
+        kernel, seed, options["n_features"], d, bandwidth, phased=phased, structured=options["structured"]
+    )
+
+
+def check_features(options: dict[str, Any], columns: int) -> None:
+    """ValueError or TypeError for numbers from a file that :func:`draw_features` should not be given."""
+    whole = [options["seed"], options["n_features"], columns]
+    if options["reduce"]:
+        whole += [options["reduce"]["seed"], options["reduce"]["dimensions"]]
+    if not all(type(number) is int and 0 <= number < 1 << 64 for number in whole):
+        raise ValueError(f"whole numbers out of range: {whole}")
+    d = options["reduce"]["dimensions"] if options["reduce"] else columns
+    if not (1 <= options["n_features"] <= 1 << 24 and 1 <= d <= 1 << 20 and options["terms"]):
+        raise ValueError("numbers of features, columns or terms out of range")
     if options["kernel"] not in KERNELS or options["form"] not in ("pairs", "phases"):
         raise ValueError(f"kernel {options['kernel']!r}, form {options['form']!r}")
-    if not (1 <= m <= 1 << 24 and 1 <= d <= 1 << 20 and 0 <= seed < 1 << 64 and 0 < bandwidth < math.inf):
-        raise ValueError("features out of range")
-    structured = bool(options["structured"])
-    phased = options["form"] == "phases"
-    return _core.FourierFeatures.drawn(
-        kernel, (seed + term) % 2**64, m, d, float(bandwidth), phased=phased, structured=structured
-    )
+    for weight, kernel, bandwidth in options["terms"]:
+        if kernel not in KERNELS or not (0 < float(bandwidth) < math.inf and math.isfinite(float(weight))):
+            raise ValueError(f"term {[weight, kernel, bandwidth]}")
+        if options["structured"] and kernel not in RADIAL:
+            raise ValueError(f"structured frequencies for kernel {kernel!r}")
 
 
 def reduced(X: np.ndarray, options: dict[str, Any], columns: int) -> np.ndarray:
     """G x, G of k × d normals of variance 1/k (public randomness), or x."""
     if not options["reduce"]:
         return X
-    k, seed = int(options["reduce"]["dimensions"]), int(options["reduce"]["seed"])
-    if not (1 <= k <= 1 << 20 and 0 <= seed < 1 << 64):
-        raise ValueError("reduction out of range")
+    k, seed = options["reduce"]["dimensions"], options["reduce"]["seed"]
     matrix = _core.public_normals(seed, k, columns) / math.sqrt(k)
     return np.ascontiguousarray(X @ matrix.T)
 
@@ -154,17 +174,21 @@ class FeatureRelease(Release):
 
     def _open(self) -> None:
         given = self._parameters
-        self._features = [open_features(given, term, self.n_features) for term in range(len(given["terms"]))]
+        check_features(given, given["columns"])
+        self._features: list[_core.FourierFeatures] | None = None
         self._weights = [float(weight) for weight, _, _ in given["terms"]]
         laws = [Law.from_json(law) for law in given["laws"]]
         sums, steps = self._arrays["sums"], [2.0 ** int(step) for step in given["steps"]]
-        if not self._features or sums.shape != (len(self._features), self._features[0].values):
+        values = given["n_features"] * (2 if given["form"] == "pairs" else 1)
+        if sums.shape != (len(self._weights), values):
             raise ValueError(f"sums of shape {sums.shape}")
         if not len(laws) == len(steps) == len(sums) or self._arrays["n"].shape != (1,):
             raise ValueError("laws and steps do not fit the sums")
         self._sums = [row * step for row, step in zip(sums, steps, strict=True)]
         self._variances = [law.variance * step**2 for law, step in zip(laws, steps, strict=True)]
-        self._count_variance = 0.0 if given["count_law"] is None else Law.from_json(given["count_law"]).variance
+        self._count_variance = (
+            0.0 if given["count_law"] is None else Law.from_json(given["count_law"]).variance
+        )
 
     @property
     def count(self) -> float:
@@ -182,6 +206,9 @@ class FeatureRelease(Release):
         """(estimate, its variance from the spread over frequencies, variance of the noise alone)."""
         Y = reduced(self._queries(Y), self._parameters, self.n_features)
         m = int(self._parameters["n_features"])
+        if self._features is None:
+            terms = range(len(self._weights))
+            self._features = [draw_features(self._parameters, term, self.n_features) for term in terms]
         out = np.zeros((3, len(Y)))
         for features, weight, sums, variance in zip(
             self._features, self._weights, self._sums, self._variances, strict=True

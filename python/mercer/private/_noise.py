@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Law:
     shift: int
 
     @classmethod
+    @lru_cache(256)
     def laplace(cls, epsilon: Fraction, sensitivity: int) -> Law:
         """epsilon-DP for a vector of whole numbers whose l1 norm changes by at most `sensitivity`.
 
@@ -43,10 +45,13 @@ class Law:
         shift = max(0, min(62, 53 - _bits(rate)))
         num = math.floor(rate * 2**shift)
         if not 0 < num <= 2**62:
-            raise ValueError(f"epsilon must give noise of a scale in [2^-62, 2^62] counts, got 1/{float(rate):.3g}")
+            raise ValueError(
+                f"epsilon must give noise of a scale in [2^-62, 2^62] counts, got 1/{float(rate):.3g}"
+            )
         return cls(False, num, shift)
 
     @classmethod
+    @lru_cache(256)
     def gauss(cls, rho: Fraction, square: int) -> Law:
         """rho-zCDP for a vector of whole numbers whose squared l2 norm changes by at most `square`.
 
@@ -159,7 +164,11 @@ class Noise:
     @property
     def source(self) -> str:
         """For the statement."""
-        return "operating system" if self.seed is None else "INSECURE SEED (for tests only: this release protects nobody)"
+        return (
+            "operating system"
+            if self.seed is None
+            else "INSECURE SEED (for tests only: this release protects nobody)"
+        )
 
     def add(self, values: np.ndarray, laws: Sequence[Law], lengths: Sequence[int] | None = None) -> None:
         """Add noise in place: law i to the next `lengths[i]` of the flat int64 `values` (one law: to all)."""

@@ -30,7 +30,10 @@ class TreeSums(Structure):
     kind = "trees"
 
     def empty(self) -> Arrays:
-        return {"leaves": np.zeros((len(self._domain()[0]), 2 ** self._depth()), np.int64), "n": np.zeros(1, np.int64)}
+        return {
+            "leaves": np.zeros((len(self._domain()[0]), 2 ** self._depth()), np.int64),
+            "n": np.zeros(1, np.int64),
+        }
 
     def _depth(self) -> int:
         return self.options["levels"] or DEEPEST
@@ -120,7 +123,10 @@ class TreeRelease(Release):
         self._p, self._alpha = float(given["p"]), float(given["alpha"])
         self._low, self._high = (np.array(given[name], np.float64) for name in ("low", "high"))
         laws = [Law.from_json(law) for law in given["root_law"]]
-        self._variances = [laws[0].variance if laws else 0.0, *(Law.from_json(v).variance for v in given["laws"])]
+        self._variances = [
+            laws[0].variance if laws else 0.0,
+            *(Law.from_json(v).variance for v in given["laws"]),
+        ]
         columns = len(self._low)
         if not 0 <= self.levels <= 26 or trees.shape != (columns, 2 ** (self.levels + 1) - 1):
             raise ValueError(f"trees of shape {trees.shape} for {columns} columns of {self.levels} levels")
@@ -144,7 +150,9 @@ class TreeRelease(Release):
         if self._parameters["estimate"] == "shells":
             trees = [self._split(tree) for tree in self._trees]
             parts = zip(self._low, self._high, trees, Y.T, strict=True)
-            return sum((_tree.shell_sum(a, b, t, y, self._p, self._alpha) for a, b, t, y in parts), np.zeros(len(Y)))
+            return sum(
+                (_tree.shell_sum(a, b, t, y, self._p, self._alpha) for a, b, t, y in parts), np.zeros(len(Y))
+            )
         if self._p == 1:
             if self._sums is None:
                 self._sums = _core.PrivateTreeSums(self._trees, self._low, self._high)

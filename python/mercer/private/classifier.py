@@ -15,12 +15,12 @@ import numpy as np
 from mercer import _checks
 from mercer._estimator import Estimator, column_names, raise_not_fitted
 from mercer.private._estimators import checked_bounds
-from mercer.private._features import KERNELS, RADIAL, FeatureSums
+from mercer.private._features import KERNELS, FeatureSums
 from mercer.private._moments import MomentSums
 from mercer.private._noise import Budget, Noise
 from mercer.private._structure import Structure, Terms
 from mercer.private._trees import TreeSums
-from mercer.private.kernel_sum import STRUCTURED_FROM
+from mercer.private.kernel_sum import pays
 from mercer.private.ledger import BudgetExceeded, PrivacyLedger
 from mercer.private.partial import _bounded, _user_keys, spend
 from mercer.private.release import Release
@@ -182,10 +182,14 @@ class PrivateSimilarityClassifier(Estimator):
             rows, labels = rows[index], labels[index]
         if _checks.flag("normalize", self.normalize):
             rows = unit_rows(rows)
-        sums = []
-        for c in range(len(classes)):
-            sums.append(structure.empty())
-            structure.add(sums[-1], np.ascontiguousarray(rows[labels == c]), 0, threads)
+        order = np.argsort(labels, kind="stable")
+        rows, starts = rows[order], np.searchsorted(labels[order], np.arange(len(classes)))
+        if isinstance(structure, FeatureSums):
+            sums = structure.by_class(rows, starts, threads)
+        else:
+            sums = [structure.empty() for _ in classes]
+            for arrays, part in zip(sums, np.split(rows, starts[1:]), strict=True):
+                structure.add(arrays, np.ascontiguousarray(part), 0, threads)
         noise = Noise(self.insecure_seed, self.n_jobs)
         spend(self.ledger, budget, repr(self))
         self._spent_ = True
@@ -195,7 +199,9 @@ class PrivateSimilarityClassifier(Estimator):
         members = [structure.release(arrays, budget, noise) for arrays in sums]
         statement = dict(members[0].statement)
         statement["mechanism"] = f"for each of {len(classes)} classes: {statement['mechanism']}"
-        source = "as given" if self.classes is not None else "those that occur in the data, taken to be public"
+        source = (
+            "as given" if self.classes is not None else "those that occur in the data, taken to be public"
+        )
         statement["public"] = [*statement["public"], f"the set of labels ({source})"]
         parameters = {
             "columns": rows.shape[1], "classes": classes.tolist(), "normalize": bool(self.normalize),
@@ -283,12 +289,16 @@ class PrivateSimilarityClassifier(Estimator):
             rows = _checks.integer("max_rows_per_user", self.max_rows_per_user, 1, high=1 << 20)
         unit = _checks.flag("normalize", self.normalize)
         if unit and self.bounds is not None:
-            raise ValueError("bounds must be None with normalize=True: rows of unit length have bounds of their own")
+            raise ValueError(
+                "bounds must be None with normalize=True: rows of unit length have bounds of their own"
+            )
         metric = self.metric
         if metric is not None:
             _checks.choice("metric", metric, ("l1", "sqeuclidean"))
         bounds = (-1.0, 1.0) if unit and metric == "l1" else self.bounds
-        low, high = checked_bounds(bounds, columns, required=metric is not None and not (unit and metric != "l1"))
+        low, high = checked_bounds(
+            bounds, columns, required=metric is not None and not (unit and metric != "l1")
+        )
         terms = Terms(columns, low, high, outside == "clip", neighbor == "replace", rows, users, False)
         if metric == "sqeuclidean":
             # Shares: the sum of the rows decides; the squares (for unit rows the count again) hardly do.
@@ -309,7 +319,7 @@ class PrivateSimilarityClassifier(Estimator):
             # With Gaussian noise more features cost time alone; with Laplace noise they cost accuracy.
             "n_features": m, "auto_factor": 0.25 if auto and not budget.gaussian else None,
             "seed": _checks.random_seed(self.random_state), "reduce": None,
-            "structured": kernel in RADIAL and columns >= STRUCTURED_FROM,
+            "structured": pays(kernel, columns, m),
         }  # fmt: skip
         return FeatureSums(terms, options)
 
@@ -321,4 +331,3 @@ def unit_rows(X: np.ndarray) -> np.ndarray:
     X = X / np.where(largest > 0, largest, 1.0)
     length = np.linalg.norm(X, axis=1, keepdims=True)
     return X / np.where(length > 0, length, 1.0)
-

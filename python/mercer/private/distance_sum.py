@@ -155,7 +155,11 @@ class PrivateDistanceSum(PrivateSum):
         }  # fmt: skip
         if metric == "l2":
             k = self.n_projections
-            k = math.ceil((math.pi / 2 - 1) / alpha**2) if k is None else _checks.integer("n_projections", k, 1)
+            k = (
+                math.ceil((math.pi / 2 - 1) / alpha**2)
+                if k is None
+                else _checks.integer("n_projections", k, 1)
+            )
             assert terms.low is not None and terms.high is not None
             low, high = np.array(terms.low), np.array(terms.high)
             options["projection"] = {

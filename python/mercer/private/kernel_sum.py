@@ -21,7 +21,10 @@ from mercer.private.ledger import PrivacyLedger
 
 __all__ = ["PrivateKernelSum"]
 
-STRUCTURED_FROM = 64  # columns from which the fast Hadamard transform pays: see docs/benchmarks.md
+
+def pays(kernel: str, columns: int, m: int) -> bool:
+    """Whether the fast Hadamard transform beats a matrix product: measured, docs/benchmarks.md."""
+    return kernel in RADIAL and columns >= 192 and 4 * m >= columns
 
 
 class PrivateKernelSum(PrivateSum):
@@ -42,7 +45,7 @@ class PrivateKernelSum(PrivateSum):
             of an exponential sum of 1/z (`tol`), which split the budget. It needs bounds.
         tol: Of the exponential sum.
         structured: Frequencies by signs and fast Hadamard transforms, O(m log d) a row instead of O(m d), for kernels
-            of an l2 distance. None: from 64 columns on, where it is faster.
+            of an l2 distance. None: where it is faster, from 192 columns on, unless there are few features.
         mechanism, delta, neighbor, public_n, max_rows_per_user, ledger, insecure_seed, n_jobs: As in
             :class:`PrivateDistanceSum`.
         bounds: Not needed: the features of any row are bounded. Where given, rows outside are refused or clipped.
@@ -127,7 +130,11 @@ class PrivateKernelSum(PrivateSum):
         smooth = _checks.choice("smooth", self.smooth, ("mixture", "exponential_sum"))
         factor = _checks.real("auto_factor", self.auto_factor, 0.0, strict=True)
         auto = self.n_features is None
-        m = _features.MOST_FEATURES if auto else _checks.integer("n_features", self.n_features, 1, high=1 << 20)
+        m = (
+            _features.MOST_FEATURES
+            if auto
+            else _checks.integer("n_features", self.n_features, 1, high=1 << 20)
+        )
         radial = kernel in RADIAL
         split = smooth == "exponential_sum" and kernel in MIXED
         terms = self._terms(columns, bounded=split)
@@ -135,20 +142,27 @@ class PrivateKernelSum(PrivateSum):
         if self.reduce_dim is not None:
             k = _checks.integer("reduce_dim", self.reduce_dim, 1)
             if not radial:
-                raise ValueError(f"reduce_dim must be None for kernel {kernel!r}, which is not one of an l2 distance")
+                raise ValueError(
+                    f"reduce_dim must be None for kernel {kernel!r}, which is not one of an l2 distance"
+                )
             reduce = {"dimensions": k, "seed": self._public_seed()}
         dimensions = reduce["dimensions"] if reduce else columns
         structured = self.structured
         if structured is None:
-            structured = radial and dimensions >= STRUCTURED_FROM
+            structured = pays(kernel, dimensions, m)
         elif _checks.flag("structured", structured) and not radial:
-            raise ValueError(f"structured must be False for kernel {kernel!r}, which is not one of an l2 distance")
+            raise ValueError(
+                f"structured must be False for kernel {kernel!r}, which is not one of an l2 distance"
+            )
         mixture: list[list[Any]] = [[1.0, kernel, bandwidth]]
         if split:
             tol = _checks.real("tol", self.tol, 0.0, strict=True)
             family, power = MIXED[kernel]
             w, t = exponential_sum(tol, _widest(kernel, np.array(terms.low), np.array(terms.high), bandwidth))
-            mixture = [[float(a * np.exp(-b)), family, float(bandwidth / b**power)] for a, b in zip(w, t, strict=True)]
+            mixture = [
+                [float(a * np.exp(-b)), family, float(bandwidth / b**power)]
+                for a, b in zip(w, t, strict=True)
+            ]
             # A term whose weight is far below the tolerance adds nothing but its share of the noise.
             mixture = [term for term in mixture if term[0] > tol / (10 * len(mixture))]
         options = {

@@ -3,13 +3,15 @@
 Sequential composition adds (Dwork, McSherry, Nissim, Smith 2006): epsilons for pure differential privacy, rhos for
 zero-concentrated (Bun and Steinke 2016). Data cut into disjoint parts by a public rule spend the largest of what the
 parts spend (parallel composition). A rho turns into (epsilon, delta) by Canonne, Kamath and Steinke 2020,
-proposition 12: delta = inf over a > 1 of exp((a - 1)(a rho - epsilon)) (1 - 1/a)^a / (a - 1).
+proposition 12: delta = exp((a - 1)(a rho - epsilon)) (1 - 1/a)^a / (a - 1) for any a > 1, so that
+epsilon = a rho + (log(1/delta) + (a - 1) log(a - 1) - a log a) / (a - 1). Any a is sound; the best is searched for.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NoReturn
@@ -24,7 +26,7 @@ class BudgetExceeded(ValueError):
 
 
 def zcdp_delta(rho: float, epsilon: float) -> float:
-    """The delta at which a rho-zCDP mechanism is (epsilon, delta)-DP. Any a > 1 in the bound is sound.
+    """The delta at which a rho-zCDP mechanism is (epsilon, delta)-DP, rounded up.
 
     >>> zcdp_delta(0.1, 2.0) < 3e-6
     True
@@ -33,15 +35,7 @@ def zcdp_delta(rho: float, epsilon: float) -> float:
     epsilon = _checks.real("epsilon", epsilon, 0.0)
     if rho == 0:
         return 0.0
-    low, high = 1.0 + 1e-9, (epsilon + 1) / (2 * rho) + 2.0
-    for _ in range(200):  # where the logarithm's derivative in a changes sign
-        a = (low + high) / 2
-        if (2 * a - 1) * rho - epsilon + math.log1p(-1 / a) < 0:
-            low = a
-        else:
-            high = a
-    log = (high - 1) * (high * rho - epsilon) + high * math.log1p(-1 / high) - math.log(high - 1)
-    return math.exp(min(log, 0.0))
+    return min(math.exp(min(_least(lambda a: (a - 1) * (a * rho - epsilon) + _entropy(a)), 0.0)), 1.0)
 
 
 def zcdp_epsilon(rho: float, delta: float) -> float:
@@ -53,17 +47,10 @@ def zcdp_epsilon(rho: float, delta: float) -> float:
     1.81
     """
     rho = _checks.real("rho", rho, 0.0)
-    delta = _delta(delta)
+    log = -math.log(_delta(delta))
     if rho == 0:
         return 0.0
-    low, high = 0.0, rho + 2 * math.sqrt(rho * math.log(1 / delta))
-    for _ in range(100):
-        middle = (low + high) / 2
-        if zcdp_delta(rho, middle) <= delta:
-            high = middle
-        else:
-            low = middle
-    return high
+    return max(_least(lambda a: a * rho + (log + _entropy(a)) / (a - 1)), 0.0) * (1 + SLACK)
 
 
 def zcdp_rho(epsilon: float, delta: float) -> float:
@@ -74,17 +61,34 @@ def zcdp_rho(epsilon: float, delta: float) -> float:
     True
     """
     epsilon = _checks.real("epsilon", epsilon, 0.0, strict=True)
-    delta = _delta(delta)
-    low, high = 0.0, epsilon + 1.0  # rho <= epsilon by its mean privacy loss, were delta not so large
-    while zcdp_delta(high, epsilon) <= delta:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        if zcdp_delta(middle, epsilon) <= delta:
-            low = middle
+    log = -math.log(_delta(delta))
+    return max(-_least(lambda a: ((log + _entropy(a)) / (a - 1) - epsilon) / a), 0.0) * (1 - 2 * SLACK)
+
+
+SLACK = 2.0**-40  # what the evaluation of a bound may be off by
+
+
+def _entropy(a: float) -> float:
+    """log of (1 - 1/a)^a / (a - 1)."""
+    return (a - 1) * math.log(a - 1) - a * math.log(a)
+
+
+def _least(f: Callable[[float], float]) -> float:
+    """The least value found of a function of a > 1 with one valley: golden sections of log(a - 1)."""
+    low, high = -20.0, 45.0
+    ratio = (math.sqrt(5) - 1) / 2
+    x = [high - ratio * (high - low), low + ratio * (high - low)]
+    values = [f(1 + math.exp(v)) for v in x]
+    for _ in range(80):
+        if values[0] < values[1]:
+            high, x[1], values[1] = x[1], x[0], values[0]
+            x[0] = high - ratio * (high - low)
+            values[0] = f(1 + math.exp(x[0]))
         else:
-            high = middle
-    return low * (1 - 2.0**-40)  # what the evaluation of the bound may be off by
+            low, x[0], values[0] = x[0], x[1], values[1]
+            x[1] = low + ratio * (high - low)
+            values[1] = f(1 + math.exp(x[1]))
+    return min(values)
 
 
 def _delta(delta: Any) -> float:
@@ -169,7 +173,9 @@ class PrivacyLedger:
             if after > self.epsilon * (1 + 1e-12):
                 need = f"epsilon = {epsilon:.6g}" if epsilon else f"rho = {rho:.6g}"
                 left = max(self.epsilon - self._spent(self._log), 0.0)
-                raise BudgetExceeded(f"{what!r} needs {need}, the ledger has {left:.6g} of {self.epsilon} left")
+                raise BudgetExceeded(
+                    f"{what!r} needs {need}, the ledger has {left:.6g} of {self.epsilon} left"
+                )
             self._log.append(entry)
 
     @property
@@ -206,7 +212,9 @@ class PrivacyLedger:
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a PrivacyLedger cannot be pickled: the copy would be a second budget for the same data")
+        raise TypeError(
+            "a PrivacyLedger cannot be pickled: the copy would be a second budget for the same data"
+        )
 
     def __repr__(self) -> str:
         delta = f", delta={self.delta:g}" if self.delta else ""

@@ -72,7 +72,9 @@ class PrivatePartial:
     @classmethod
     def _of_dask(cls, structure: Structure, X: Any, users: Any, threads: int | None) -> PrivatePartial:
         if users is not None:
-            raise TypeError("users must be None for a Dask collection; make a partial of each block with its users")
+            raise TypeError(
+                "users must be None for a Dask collection; make a partial of each block with its users"
+            )
         import dask
 
         def block(rows: Any) -> PrivatePartial:
@@ -98,9 +100,13 @@ class PrivatePartial:
                 f"other must be a PrivatePartial, got {type(other).__name__}: noise is added once, after the merge"
             )
         if not self._structure.same(other._structure):
-            raise ValueError("other must be a partial of the same estimator (parameters, bounds, public randomness)")
+            raise ValueError(
+                "other must be a partial of the same estimator (parameters, bounds, public randomness)"
+            )
         if self._released or other._released:
-            raise BudgetExceeded("a partial that has been released cannot be merged: its rows have spent their budget")
+            raise BudgetExceeded(
+                "a partial that has been released cannot be merged: its rows have spent their budget"
+            )
         users = dict(self._users)
         for key, count in other._users.items():
             users[key] = users.get(key, 0) + count
@@ -137,7 +143,9 @@ class PrivatePartial:
         """
         budget = Budget.of(mechanism, epsilon, delta)
         if ledger is None and self._released:
-            raise BudgetExceeded("this partial has been released: another release spends more, so it needs a ledger")
+            raise BudgetExceeded(
+                "this partial has been released: another release spends more, so it needs a ledger"
+            )
         spend(ledger, budget, f"{self._structure.kind} release")
         self._released = True
         return self._structure.release(self._arrays, budget, Noise(insecure_seed, n_jobs))
@@ -179,7 +187,9 @@ class PrivatePartial:
 
     def query(self, Y: Any) -> NoReturn:
         """Refused: there is no noise yet."""
-        raise TypeError("a PrivatePartial answers nothing: its sums have no noise. Call release(epsilon) first")
+        raise TypeError(
+            "a PrivatePartial answers nothing: its sums have no noise. Call release(epsilon) first"
+        )
 
     std_error = mean = density = save = query
 
@@ -200,7 +210,9 @@ class PrivatePartial:
         return f"<PrivatePartial ({self._structure.kind}): SECRET, no noise yet>"
 
 
-def spend(ledger: PrivacyLedger | None, budget: Budget, what: str, part: tuple[str, str] | None = None) -> None:
+def spend(
+    ledger: PrivacyLedger | None, budget: Budget, what: str, part: tuple[str, str] | None = None
+) -> None:
     """Enter a release in a ledger, if there is one; before any noise is drawn."""
     if ledger is None:
         return

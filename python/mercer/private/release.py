@@ -116,7 +116,9 @@ class Release:
         return queries(Y, self.n_features)
 
     @classmethod
-    def _made(cls, statement: dict[str, Any], parameters: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def _made(
+        cls, statement: dict[str, Any], parameters: dict[str, Any], arrays: dict[str, np.ndarray]
+    ) -> Self:
         return cls(statement, parameters, arrays)
 
 

@@ -81,7 +81,7 @@ pub fn private_noise(
         runs.push((run, law.map_err(refused)?));
     }
     let seed = seed.map(|seed| (seed, stream));
-    interrupt::run(py, true, |cancel| match noise::add(runs, seed, pool::threads(threads), cancel) {
+    interrupt::run(py, total > Some(1 << 16), |cancel| match noise::add(runs, seed, pool::threads(threads), cancel) {
         Err(noise::Error::Cancelled(cancelled)) => Err(cancelled),
         outcome => Ok(outcome),
     })?
@@ -240,29 +240,35 @@ impl FourierFeatures {
         Ok(Self { features: Features::new(d, m, Projection::Dense { matrix }, phases), d })
     }
 
-    /// Add the features of the rows of `x`, in units of 2^-bits, to `sums`.
-    #[pyo3(signature = (x, bits, sums, first_row=0, threads=None))]
+    /// Add the features of the rows of `x`, in units of 2^-bits, to `sums` (groups, values); a group of rows ends where
+    /// the next one starts.
+    #[pyo3(signature = (x, bits, sums, starts, first_row=0, threads=None))]
+    #[allow(clippy::too_many_arguments)]
     fn add(
         &self,
         py: Python<'_>,
         x: Rows<'_>,
         bits: u32,
-        mut sums: PyReadwriteArray1<'_, i64>,
+        mut sums: PyReadwriteArray2<'_, i64>,
+        starts: Vec<usize>,
         first_row: usize,
         threads: Option<NonZero<usize>>,
     ) -> PyResult<()> {
         let (n, d) = crate::directional::shape(&x);
+        let shape = sums.as_array().dim();
         let sums = sums.as_slice_mut()?;
-        agree("x", d == self.d && sums.len() == self.features.values() && bits <= features::MOST_BITS)?;
+        agree("x", d == self.d && bits <= features::MOST_BITS)?;
+        agree("sums", shape == (starts.len(), self.features.values()))?;
+        agree("starts", starts.is_sorted() && starts.last().is_none_or(|&last| last <= n))?;
         let (work, threads) = (n * sums.len(), pool::threads(threads));
         match &x {
             Rows::Float32(a) => {
                 let x = a.as_slice()?;
-                pass(py, work, first_row, |cancel| self.features.add(x, bits, sums, (threads, cancel)))
+                pass(py, work, first_row, |cancel| self.features.add(x, &starts, bits, sums, (threads, cancel)))
             }
             Rows::Float64(a) => {
                 let x = a.as_slice()?;
-                pass(py, work, first_row, |cancel| self.features.add(x, bits, sums, (threads, cancel)))
+                pass(py, work, first_row, |cancel| self.features.add(x, &starts, bits, sums, (threads, cancel)))
             }
         }
     }

@@ -11,7 +11,23 @@ pub const SIDE: usize = 8;
 #[inline(always)]
 pub fn transform(x: &mut [[f64; SIDE]]) {
     assert!(x.len().is_power_of_two());
+    // Two steps in one pass over the memory, then what is left.
     let mut half = 1;
+    while 4 * half <= x.len() {
+        for block in x.chunks_exact_mut(4 * half) {
+            let (low, high) = block.split_at_mut(2 * half);
+            let ((a, b), (c, d)) = (low.split_at_mut(half), high.split_at_mut(half));
+            for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                for i in 0..SIDE {
+                    let (sum, difference) = (a[i] + b[i], a[i] - b[i]);
+                    let (sum2, difference2) = (c[i] + d[i], c[i] - d[i]);
+                    (a[i], b[i], c[i], d[i]) =
+                        (sum + sum2, difference + difference2, sum - sum2, difference - difference2);
+                }
+            }
+        }
+        half *= 4;
+    }
     while half < x.len() {
         for block in x.chunks_exact_mut(2 * half) {
             let (low, high) = block.split_at_mut(half);

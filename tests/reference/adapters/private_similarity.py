@@ -88,19 +88,23 @@ def _kernels(config: dict, arrays: Arrays) -> Iterator[Check]:
     X, Y = np.ascontiguousarray(X), np.ascontiguousarray(Y)
     phased = _core.FourierFeatures.given(omega, np.ascontiguousarray(arrays["phase"]))
     # A release rounds features to a grid; its finest is 2^-30, an absolute error of 2^-31 a row.
-    released = np.zeros(phased.values, np.int64)
-    phased.add(X, 30, released)
+    released = np.zeros((1, phased.values), np.int64)
+    phased.add(X, 30, released, [0])
     true, grid = arrays["rff_cos_released"], len(X) * 2.0**-31
-    yield worst("rff_cos_released", released / 2.0**30, true, grid, "half a step of the grid a row")
+    yield worst("rff_cos_released", released[0] / 2.0**30, true, grid, "half a step of the grid a row")
     yield _relative("rff_cos_query", phased.query(Y, true)[0], arrays["rff_cos_query"], BAR)
     paired = _core.FourierFeatures.given(omega)
-    released = np.zeros(paired.values, np.int64)
-    paired.add(X, 30, released)
-    got = paired.query(Y, released / 2.0**30)[0]
-    yield worst("rff_pair_query", got, arrays["rff_pair_query"], 2**0.5 * grid, "half a step of the grid a row")
+    released = np.zeros((1, paired.values), np.int64)
+    paired.add(X, 30, released, [0])
+    got = paired.query(Y, released[0] / 2.0**30)[0]
+    yield worst(
+        "rff_pair_query", got, arrays["rff_pair_query"], 2**0.5 * grid, "half a step of the grid a row"
+    )
     turns = X @ omega.T
     exact = np.concatenate([np.cos(turns).sum(0), np.sin(turns).sum(0)])
-    yield _relative("rff_pair_query, exact features", paired.query(Y, exact)[0], arrays["rff_pair_query"], BAR)
+    yield _relative(
+        "rff_pair_query, exact features", paired.query(Y, exact)[0], arrays["rff_pair_query"], BAR
+    )
 
 
 def _exponential_sums(arrays: Arrays) -> Iterator[Check]:

@@ -183,29 +183,40 @@ impl Features {
         if self.phases.is_some() { self.m } else { 2 * self.m }
     }
 
-    /// Add what each row of `x` has, in units of 2^-`bits`, to `sums`.
+    /// Add what each row of `x` has, in units of 2^-`bits`, to `sums`: those of the rows from `starts[g]` to
+    /// `starts[g + 1]` (or the end) to the g-th part of it.
     ///
     /// Whatever the rounding of a cosine did, a row adds at most `floor(sqrt(2) 2^bits) + 1` in absolute values a
     /// frequency and at most `(2^bits + 1)²` in squares a pair: a pair beyond is not added.
     ///
     /// # Errors
     /// The first row (of a piece) that holds NaN or infinity.
+    ///
+    /// # Panics
+    /// If a length does not agree or `starts` does not increase.
     pub fn add<T: Real>(
         &self,
         x: &[T],
+        starts: &[usize],
         bits: u32,
         sums: &mut [i64],
         (threads, cancel): (usize, &Cancel),
     ) -> Result<(), RowError> {
-        assert!(x.len().is_multiple_of(self.d) && sums.len() == self.values() && bits <= MOST_BITS);
-        let n = x.len() / self.d;
-        // Pieces of rows: whole numbers may be added in any order.
-        let rows = n.div_ceil(threads.max(1) * 4).next_multiple_of(ROWS).min(1 << (52 - MOST_BITS)).max(ROWS);
+        let (d, n, values) = (self.d, x.len() / self.d, self.values());
+        assert!(x.len().is_multiple_of(d) && sums.len() == starts.len() * values && bits <= MOST_BITS);
+        // Pieces of rows: whole numbers may be added in any order, and in doubles they are exact below 2^53.
+        let rows = n.div_ceil(threads.max(1) * 4).next_multiple_of(ROWS).clamp(ROWS, 1 << (52 - MOST_BITS));
+        let ends = starts.iter().skip(1).copied().chain([n]);
+        let mut pieces = Vec::new();
+        for (group, (&start, end)) in starts.iter().zip(ends).enumerate() {
+            let group_rows = (x[start * d..end * d].chunks(rows * d)).enumerate();
+            pieces.extend(group_rows.map(|(piece, x)| (group, start + piece * rows, x)));
+        }
         let total = std::sync::Mutex::new(sums);
-        pool::share(threads, x.chunks(rows * self.d).enumerate(), |(piece, x)| {
-            let mut part = vec![0.0; self.values()];
+        pool::share(threads, pieces.into_iter(), |(group, first, x)| {
+            let mut part = vec![0.0; values];
             let mut work = Workspace::new(self);
-            for (block, x) in x.chunks(ROWS * self.d).enumerate() {
+            for (block, x) in x.chunks(ROWS * d).enumerate() {
                 cancel.check()?;
                 let mut finite = true;
                 for (to, from) in work.x.iter_mut().zip(x) {
@@ -213,14 +224,15 @@ impl Features {
                     finite &= to.is_finite();
                 }
                 if !finite {
-                    let bad = x.chunks(self.d).position(|row| row.iter().any(|v| !v.to_f64().is_finite()));
-                    return Err(RowError::NotFinite { row: piece * rows + block * ROWS + bad.unwrap_or(0) });
+                    let bad = x.chunks(d).position(|row| row.iter().any(|v| !v.to_f64().is_finite()));
+                    return Err(RowError::NotFinite { row: first + block * ROWS + bad.unwrap_or(0) });
                 }
-                work.project(self, x.len() / self.d, |turns, count, first, tile| {
+                work.project(self, x.len() / d, |turns, count, first, tile| {
                     dispatch(AddTile { features: self, turns, count, first, tile, bits, part: &mut part });
                 });
             }
             let mut total = total.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let total = &mut total[group * values..][..values];
             total.iter_mut().zip(&part).for_each(|(a, &b)| *a += b as i64);
             Ok(())
         })
@@ -316,10 +328,13 @@ impl Workspace {
                     let tile = padded.min(m - first);
                     for (group, side) in self.side.chunks_exact(padded).enumerate().take(count.div_ceil(SIDE)) {
                         dispatch(Mix { side, signs, mixed: &mut self.mixed });
-                        for s in 0..SIDE.min(count - group * SIDE) {
-                            let turns = &mut self.turns[(group * SIDE + s) * tile..][..tile];
-                            for ((t, mixed), radius) in turns.iter_mut().zip(&self.mixed).zip(&radii[first..]) {
-                                *t = mixed[s] * radius;
+                        // Eight by eight, so that both sides stay in a few cache lines.
+                        for from in (0..tile).step_by(SIDE) {
+                            let to = (from + SIDE).min(tile);
+                            for s in 0..SIDE.min(count - group * SIDE) {
+                                let turns = &mut self.turns[(group * SIDE + s) * tile..][from..to];
+                                let mixed = self.mixed[from..to].iter().zip(&radii[first + from..]);
+                                turns.iter_mut().zip(mixed).for_each(|(t, (mixed, radius))| *t = mixed[s] * radius);
                             }
                         }
                     }
@@ -559,7 +574,7 @@ mod tests {
             let mut kept: Option<Vec<i64>> = None;
             for threads in [1, 2, 3] {
                 let mut sums = vec![0; features.values()];
-                features.add(&x, bits, &mut sums, (threads, &Cancel::new())).expect("finite");
+                features.add(&x, &[0], bits, &mut sums, (threads, &Cancel::new())).expect("finite");
                 // A value at a half may round either way.
                 assert!(sums.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 2), "{sums:?} {expected:?}");
                 assert_eq!(&sums, kept.get_or_insert(sums.clone()));
@@ -573,14 +588,14 @@ mod tests {
         let features = Features::new(1, 1, Projection::Dense { matrix: vec![1.0] }, None);
         for i in 0..20_000 {
             let mut sums = vec![0; 2];
-            features.add(&[f64::from(i) / 20_000.0], bits, &mut sums, (1, &Cancel::new())).expect("finite");
+            features.add(&[f64::from(i) / 20_000.0], &[0], bits, &mut sums, (1, &Cancel::new())).expect("finite");
             let l1 = sums[0].abs() + sums[1].abs();
             assert!(l1 <= 22 + 1 && sums[0].pow(2) + sums[1].pow(2) <= 17 * 17, "{sums:?}");
         }
         for huge in [1e300, -1e300, 1e17, f64::MAX] {
             let features = Features::new(2, 1, Projection::Dense { matrix: vec![1e10, -1e10] }, None);
             let mut sums = vec![0; 2];
-            features.add(&[huge, huge], bits, &mut sums, (1, &Cancel::new())).expect("finite");
+            features.add(&[huge, huge], &[0], bits, &mut sums, (1, &Cancel::new())).expect("finite");
             assert!(sums[0].abs() + sums[1].abs() <= 23, "{sums:?}");
         }
     }
@@ -612,7 +627,7 @@ mod tests {
                 };
                 let features = Features::new(d, m, projection, None);
                 let mut sums = vec![0; 2 * m];
-                features.add(&x[..], 30, &mut sums, (1, &Cancel::new())).expect("finite");
+                features.add(&x[..], &[0], 30, &mut sums, (1, &Cancel::new())).expect("finite");
                 let v: Vec<f64> = sums.iter().map(|&s| s as f64 / f64::from(1 << 30)).collect();
                 let mut out = [[0.0; 3]];
                 features.query(&y, &v, &mut out, (1, &Cancel::new())).expect("not cancelled");
@@ -637,7 +652,7 @@ mod tests {
                 _ => 1.0 / (1.0 + r2),
             };
             let mut sums = vec![0; 2 * m];
-            features.add(&x, 30, &mut sums, (2, &Cancel::new())).expect("finite");
+            features.add(&x, &[0], 30, &mut sums, (2, &Cancel::new())).expect("finite");
             let v: Vec<f64> = sums.iter().map(|&s| s as f64 / f64::from(1 << 30)).collect();
             let mut out = [[0.0; 3]];
             features.query(&y, &v, &mut out, (2, &Cancel::new())).expect("not cancelled");
@@ -650,11 +665,25 @@ mod tests {
     }
 
     #[test]
+    fn groups_of_rows_are_summed_apart() {
+        let x = rows(300, 2, 8);
+        let features = Features::new(2, 5, Projection::Dense { matrix: frequencies(Spectrum::Laplace, 1, 5, 2) }, None);
+        let work = (2, &Cancel::new());
+        let mut sums = vec![0; 30];
+        features.add(&x, &[0, 120, 120], 20, &mut sums, work).expect("finite");
+        for (group, range) in [(0, 0..120), (1, 0..0), (2, 120..300)] {
+            let mut alone = vec![0; 10];
+            features.add(&x[2 * range.start..2 * range.end], &[0], 20, &mut alone, work).expect("finite");
+            assert_eq!(sums[10 * group..][..10], alone);
+        }
+    }
+
+    #[test]
     fn a_row_that_is_not_finite_is_named() {
         let features = Features::new(2, 3, Projection::Dense { matrix: vec![0.1; 6] }, None);
         let mut x = rows(200, 2, 3);
         x[2 * 130] = f64::NAN;
-        let outcome = features.add(&x, 20, &mut [0; 6], (1, &Cancel::new()));
+        let outcome = features.add(&x, &[0], 20, &mut [0; 6], (1, &Cancel::new()));
         assert_eq!(outcome, Err(RowError::NotFinite { row: 130 }));
     }
 }

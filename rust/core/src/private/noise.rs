@@ -114,16 +114,19 @@ impl<E: Entropy> Bits<E> {
     }
 
     /// True with probability `num / den <= 1`, `den < 2^96`: the binary digits of a uniform number against those of
-    /// the quotient, 32 at a time until they differ.
+    /// the quotient, 32 at a time until they differ. No division: products stay below 2^128.
     fn less_than(&mut self, mut num: u128, den: u128) -> Result<bool, Error> {
         debug_assert!(num <= den && den < 1 << 96);
         loop {
             num <<= 32;
-            let (digits, drawn) = (num / den, u128::from(self.take(32)?));
-            if drawn != digits {
-                return Ok(drawn < digits);
+            let below = u128::from(self.take(32)?) * den;
+            if below + den <= num {
+                return Ok(true);
             }
-            num %= den;
+            if below > num {
+                return Ok(false);
+            }
+            num -= below;
         }
     }
 
@@ -192,12 +195,13 @@ impl<E: Entropy> Bits<E> {
             };
             let off = scaled.abs_diff(numerator);
             let whole = 2 * numerator * u128::from(den) * u128::from(t) * u128::from(t);
-            for _ in 0..off * off / whole {
+            let mut rest = off * off;
+            while rest >= whole {
                 if !self.exp_minus_one()? {
                     continue 'draw;
                 }
+                rest -= whole;
             }
-            let rest = off * off % whole;
             if self.exp_minus(|bits| bits.less_than(rest, whole))? {
                 return Ok(z);
             }
