@@ -60,3 +60,56 @@ def vmf_sample(
     first_row: int,
     threads: int | None = None,
 ) -> None: ...
+def private_count(
+    x: NDArray,
+    low: NDArray,
+    high: NDArray,
+    clip: bool,
+    counts: NDArray,
+    first_row: int = 0,
+    threads: int | None = None,
+) -> None: ...
+def private_noise(
+    values: NDArray,
+    lengths: list[int],
+    gaussian: bool,
+    nums: list[int],
+    shifts: list[int],
+    seed: int | None = None,
+    stream: int = 0,
+    threads: int | None = None,
+) -> None: ...
+def private_sum_up(trees: NDArray) -> None: ...
+def public_normals(seed: int, rows: int, d: int) -> NDArray: ...
+
+class PrivateTreeSums:
+    def __init__(self, trees: NDArray, low: NDArray, high: NDArray) -> None: ...
+    def query(self, y: NDArray, threads: int | None = None) -> NDArray: ...
+
+class FourierFeatures:
+    values: int
+    @staticmethod
+    def drawn(
+        kernel: str,
+        seed: int,
+        m: int,
+        d: int,
+        bandwidth: float,
+        *,
+        phased: bool = False,
+        structured: bool = False,
+    ) -> FourierFeatures: ...
+    @staticmethod
+    def given(omega: NDArray, phases: NDArray | None = None) -> FourierFeatures: ...
+    def add(
+        self,
+        x: NDArray,
+        bits: int,
+        sums: NDArray,
+        starts: list[int],
+        first_row: int = 0,
+        threads: int | None = None,
+    ) -> None: ...
+    def query(
+        self, y: NDArray, v: NDArray, threads: int | None = None
+    ) -> tuple[NDArray, NDArray, NDArray]: ...

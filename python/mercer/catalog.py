@@ -105,7 +105,7 @@ _TABLE = """
 24 | unified-embedding | Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems | ctr.unified_embedding | planned
 25 | pkl-ofp | Prototypical Kernel Learning and Open-set Foreground Perception for Generalized Few-shot Semantic Segmentation | vision.segmentation.prototypical_kernel | planned
 26 | glsim | Global-Local Similarity for Efficient Fine-Grained Image Recognition with Vision Transformers | vision.glsim | planned
-27 | private-similarity | Efficiently Computing Similarities to Private Datasets | private.distance_sum private.kernel_sum | planned
+27 | private-similarity | Efficiently Computing Similarities to Private Datasets | private | landed
 28 | neighborhood-attention | Faster Neighborhood Attention: Reducing the O(n^2) Cost of Self Attention at the Threadblock Level | nn.attention.neighborhood ops.neighborhood | planned
 29 | location-encoder | Geographic Location Encoding with Spherical Harmonics and Sinusoidal Representation Networks | earth.location_encoder special.spherical_harmonics | planned
 30 | lie-decompositions | Lie Group Decompositions for Equivariant Neural Networks | nn.conv.lie | planned

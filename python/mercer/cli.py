@@ -1,4 +1,4 @@
-"""The command line: `mercer list | show | reproduce | tour | versions`.
+"""The command line: `mercer list | show | reproduce | tour | release | query | versions`.
 
 Needs the extra `cli` (typer and rich). A command imports what it needs when it runs, so that `mercer --help`
 and `mercer list` answer at once.
@@ -99,6 +99,10 @@ def _app() -> typer.Typer:
     app.command("show")(show)
     app.command("reproduce")(reproduce)
     app.command("tour")(tour)
+    from mercer import _private_cli
+
+    app.command("release")(_private_cli.release)
+    app.command("query")(_private_cli.query)
     app.command("versions")(versions)
     return app
 

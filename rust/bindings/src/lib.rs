@@ -4,6 +4,7 @@
 mod density;
 mod directional;
 mod interrupt;
+mod private;
 mod special;
 
 use pyo3::prelude::*;
@@ -17,6 +18,10 @@ mod _core {
     use super::density::{largest_entry, log_kernel_sums};
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
+    #[pymodule_export]
+    use super::private::{
+        FourierFeatures, PrivateTreeSums, private_count, private_noise, private_sum_up, public_normals,
+    };
     #[pymodule_export]
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};
 

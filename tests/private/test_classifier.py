@@ -1,0 +1,106 @@
+"""The private classifier: scikit-learn's conventions, accuracy, its file."""
+
+import numpy as np
+import pytest
+
+from mercer.private import PrivateSimilarityClassifier, load
+
+pytest.importorskip("sklearn")
+from sklearn.base import clone, is_classifier  # noqa: E402
+from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
+
+# A fit spends the budget, so checks that fit one object twice, or expect that nothing is random, do not apply.
+ONCE = "fits one object twice: the second fit is refused, its budget being spent"
+EXCEPTIONS = {
+    "check_dict_unchanged": ONCE,
+    "check_dont_overwrite_attributes": ONCE,
+    "check_estimators_overwrite_params": ONCE,
+    "check_estimators_dtypes": ONCE,
+    "check_estimators_fit_returns_self": ONCE,
+    "check_estimators_pickle": ONCE,
+    "check_fit2d_predict1d": ONCE,
+    "check_fit_check_is_fitted": ONCE,
+    "check_fit_idempotent": ONCE,
+    "check_fit_score_takes_y": ONCE,
+    "check_n_features_in": ONCE,
+    "check_n_features_in_after_fitting": ONCE,
+    "check_classifiers_train": ONCE,
+    "check_classifiers_one_label": "one class decides nothing",
+    "check_classifiers_one_label_sample_weights": "there are no sample weights",
+    "check_classifiers_classes": ONCE,
+    "check_supervised_y_2d": ONCE,
+    "check_positive_only_tag_during_fit": ONCE,
+}
+
+
+@parametrize_with_checks(
+    [PrivateSimilarityClassifier(epsilon=1e6, random_state=0, n_features=64)],
+    expected_failed_checks=lambda estimator: EXCEPTIONS,
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(4, 6)) * 3
+    y = rng.integers(0, 4, 2000)
+    return centres[y] + rng.normal(size=(2000, 6)), np.array(["a", "b", "c", "d"])[y]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"mechanism": "gaussian", "delta": 1e-6},
+        {"metric": "sqeuclidean"},
+        {"metric": "l1", "epsilon": 8.0},
+        {"kernel": "smooth_l2", "mechanism": "gaussian", "delta": 1e-6},
+        {"normalize": False, "bandwidth": 4.0, "mechanism": "gaussian", "delta": 1e-6},
+        {"normalize": False, "metric": "sqeuclidean", "bounds": (-20, 20), "epsilon": 8.0},
+    ],
+)
+def test_separate_classes_are_told_apart(blobs, kwargs, tmp_path):
+    X, y = blobs
+    private = PrivateSimilarityClassifier(**{"epsilon": 2.0, "random_state": 0} | kwargs).fit(X, y)
+    assert private.score(X, y) > 0.9 and private.classes_.tolist() == list("abcd")
+    private.save(tmp_path / "classes.mercer")
+    again = load(tmp_path / "classes.mercer")
+    np.testing.assert_array_equal(again.query(X[:5]), private.release_.query(X[:5]))
+    assert again.std_error(X[:5]).shape == (5, 4)
+    assert "for each of 4 classes" in again.statement["mechanism"]
+
+
+def test_labels_are_public_and_can_be_given(blobs):
+    X, y = blobs
+    with pytest.raises(ValueError, match="y must hold labels of classes, got 'd'"):
+        PrivateSimilarityClassifier(classes=["a", "b", "c"]).fit(X, y)
+    private = PrivateSimilarityClassifier(classes=["z", "a", "b", "c", "d"], n_features=8).fit(X, y)
+    assert private.classes_.tolist() == list("abcdz") and "as given" in private.release_.statement["public"][-1]
+
+
+def test_classes_differ_from_neighbours_by_one_row_and_a_users_rows_count_together(blobs):
+    X, y = blobs
+    users = np.arange(2000) // 10
+    private = PrivateSimilarityClassifier(epsilon=1e7, max_rows_per_user=2, n_features=4).fit(X, y, users=users)
+    assert private.release_.count == 400
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"metric": "cosine"}, "metric must be one of"),
+        ({"metric": "l1", "normalize": False}, "bounds must be given"),
+        ({"bounds": (0, 1)}, "bounds must be None with normalize=True"),
+        ({"epsilon": 0.0}, "epsilon must be > 0"),
+        ({"mechanism": "gaussian"}, "delta must be in"),
+    ],
+)
+def test_bad_parameters_are_refused(blobs, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        PrivateSimilarityClassifier(**kwargs).fit(*blobs)
+
+
+def test_it_is_a_classifier_that_clones():
+    assert is_classifier(PrivateSimilarityClassifier())
+    assert clone(PrivateSimilarityClassifier(epsilon=3.0)).epsilon == 3.0
