@@ -3,6 +3,7 @@
 
 mod directional;
 mod interrupt;
+mod ranking;
 mod special;
 
 use pyo3::prelude::*;
@@ -14,6 +15,11 @@ mod _core {
 
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
+    #[pymodule_export]
+    use super::ranking::{
+        RankBatch, RankCountMin, RankHyperLogLog, RankReader, RankTables, rank_3mr, rank_expected, rank_information,
+        rank_xxh64,
+    };
     #[pymodule_export]
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};
 

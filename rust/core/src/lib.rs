@@ -4,6 +4,7 @@ pub mod cancel;
 pub mod directional;
 pub mod lanes;
 pub mod pool;
+pub mod ranking;
 pub mod real;
 pub mod rng;
 pub mod special;
