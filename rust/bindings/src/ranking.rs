@@ -596,7 +596,7 @@ pub fn rank_expected(
     interrupt::run(py, false, |_| Ok(information::expected_mutual_information(a, b, n)))
 }
 
-/// The order of features by 3MR.
+/// The order of features by 3MR, each with what it scored when it was chosen.
 #[pyfunction]
 pub fn rank_3mr(
     py: Python<'_>,
@@ -606,7 +606,7 @@ pub fn rank_3mr(
     alpha: f64,
     beta: f64,
     strategy: &str,
-) -> PyResult<Vec<usize>> {
+) -> PyResult<Vec<(usize, f64)>> {
     let strategy = match strategy {
         "median" => Strategy::Median,
         "mean" => Strategy::Mean,

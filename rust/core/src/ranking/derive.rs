@@ -33,10 +33,10 @@ fn join(parts: &[&Column], concatenate: bool, map: &mut Map64) -> Column {
     let [first, rest @ ..] = parts else { return Column::new(Vec::new(), Values::default()) };
     let mut codes = first.codes.clone();
     // What each joint code stands for: a code of each part.
-    let mut members: Vec<Vec<u32>> = vec![(0..first.cardinality() as u32).collect()];
+    let mut members: Vec<Vec<u32>> = vec![(0..first.counts.len() as u32).collect()];
     for part in rest {
         let mut joined: Vec<(u32, u32)> = Vec::new();
-        let (known, width) = (members[0].len(), part.cardinality());
+        let (known, width) = (members[0].len(), part.counts.len());
         let dense = known.saturating_mul(width) <= (1 << 16).max(4 * codes.len());
         let mut table = if dense { vec![u32::MAX; known * width] } else { Vec::new() };
         map.clear();

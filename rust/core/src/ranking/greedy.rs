@@ -43,7 +43,7 @@ impl Terms {
     }
 }
 
-/// The order of `relevance.len()` features. `redundancy` and `relation` are square, row after row: row g, column f is
+/// The order of `relevance.len()` features, each with what it scored when it was chosen. `redundancy` and `relation` are square, row after row: row g, column f is
 /// what the chosen g has with the candidate f. Ties go to the feature that comes first.
 pub fn rank(
     relevance: &[f64],
@@ -51,7 +51,7 @@ pub fn rank(
     relation: &[f64],
     (alpha, beta): (f64, f64),
     strategy: Strategy,
-) -> Vec<usize> {
+) -> Vec<(usize, f64)> {
     let n = relevance.len();
     let best = |score: &dyn Fn(usize) -> f64, free: &[bool]| {
         let mut best: Option<(usize, f64)> = None;
@@ -61,16 +61,16 @@ pub fn rank(
                 best = Some((f, value));
             }
         }
-        best.map(|(f, _)| f)
+        best
     };
     let mut free = vec![true; n];
     let mut order = Vec::with_capacity(n);
     let empty = || Terms { sorted: Vec::new(), sum: 0.0 };
     let mut terms: Vec<[Terms; 2]> = (0..n).map(|_| [empty(), empty()]).collect();
     let mut next = best(&|f| relevance[f], &free);
-    while let Some(chosen) = next {
+    while let Some((chosen, score)) = next {
         free[chosen] = false;
-        order.push(chosen);
+        order.push((chosen, score));
         for f in (0..n).filter(|&f| free[f]) {
             terms[f][0].add(redundancy[chosen * n + f], strategy);
             terms[f][1].add(relation[chosen * n + f], strategy);

@@ -1,5 +1,6 @@
 //! Scores of two columns, in nats.
 
+use super::column::histogram;
 use super::contingency::{Scratch, Side, for_each_cell, joint_log_sum, weighted_log_sums};
 use super::logarithms::{KLogK, sum_klogk};
 use crate::rng::Draws;
@@ -40,7 +41,10 @@ pub fn shift_corrected(
 ) -> f64 {
     moved.clear();
     moved.extend(shifted.iter().map(|&row| y.codes[row as usize]));
-    let noise = joint_log_sum(condition, Side { codes: moved, counts: y.counts }, scratch);
+    // Counting by groups needs the counts of the side that makes the groups, the larger one.
+    let recounted = (y.counts.len() > condition.counts.len()).then(|| histogram(moved, y.counts.len()));
+    let counts = recounted.as_deref().unwrap_or(y.counts);
+    let noise = joint_log_sum(condition, Side { codes: moved, counts }, scratch);
     (joint - noise) / condition.codes.len() as f64
 }
 
@@ -223,7 +227,6 @@ pub fn log_sum(side: Side<'_>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ranking::column::histogram;
     use proptest::prelude::*;
 
     fn slow(a: &[u32], b: &[u32]) -> f64 {
