@@ -1,4 +1,4 @@
-"""The command line: `mercer list | show | reproduce | tour | versions`.
+"""The command line: `mercer list | show | reproduce | tour | rank | versions`.
 
 Needs the extra `cli` (typer and rich). A command imports what it needs when it runs, so that `mercer --help`
 and `mercer list` answer at once.
@@ -100,6 +100,9 @@ def _app() -> typer.Typer:
     app.command("reproduce")(reproduce)
     app.command("tour")(tour)
     app.command("versions")(versions)
+    from mercer._rank_command import rank
+
+    app.command("rank")(rank)
     return app
 
 

@@ -119,17 +119,21 @@ fn expected_cell(a: u64, b: u64, n: u64) -> f64 {
 /// from an urn that holds `b`. Draw r of row i is fixed by (seed, r), so that threads do not matter.
 pub fn permuted_mutual_information(a: &[u64], b: &[u64], n: u64, rounds: u32, seed: u64) -> f64 {
     let log = KLogK::new();
+    // In order of size, so that neither the order of the rows nor that of the values matters.
+    let (mut a, mut b) = (a.to_vec(), b.to_vec());
+    a.sort_unstable();
+    b.sort_unstable();
     let sum_b: f64 = b.iter().map(|&c| log.of_wide(c)).sum();
     let sum_a: f64 = a.iter().map(|&c| log.of_wide(c)).sum();
     let all = log.of_wide(n);
     let mut mean = 0.0;
     for round in 0..rounds {
         let mut draws = Draws::new(seed, PERMUTATION_STREAM, u64::from(round));
-        let mut urn = Urn::new(b);
+        let mut urn = Urn::new(&b);
         let mut drawn = vec![0u64; b.len()];
         let mut touched = Vec::new();
         let mut joint = 0.0;
-        for &count in a {
+        for &count in &a {
             for _ in 0..count {
                 let j = urn.draw(&mut draws);
                 if drawn[j] == 0 {

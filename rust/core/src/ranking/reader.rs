@@ -126,6 +126,26 @@ impl Reader {
                 }
             }
         });
+        Self::start(chunks, options)
+    }
+
+    /// Read a text that is in memory.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn of_bytes(text: &[u8], options: Options) -> Result<Self, Error> {
+        let block = options.block.max(1);
+        let count = text.len() / block + 1;
+        let (send, chunks) = sync_channel(count);
+        for i in 0..count {
+            let bytes = text[i * block..text.len().min((i + 1) * block)].to_vec();
+            let _ = send.send(Ok(Chunk { bytes, ends_file: i + 1 == count }));
+        }
+        drop(send); // or the end of the text would be waited for
+        Self::start(chunks, options)
+    }
+
+    fn start(chunks: Receiver<Result<Chunk, Error>>, options: Options) -> Result<Self, Error> {
         let grammar = match options.delimiter {
             Some(delimiter) => Grammar::Delimited { delimiter, quotes: options.quotes },
             None => {
