@@ -5,6 +5,7 @@ mod density;
 mod directional;
 mod interrupt;
 mod private;
+mod ranking;
 mod special;
 
 use pyo3::prelude::*;
@@ -21,6 +22,11 @@ mod _core {
     #[pymodule_export]
     use super::private::{
         FourierFeatures, PrivateTreeSums, private_count, private_noise, private_sum_up, public_normals,
+    };
+    #[pymodule_export]
+    use super::ranking::{
+        RankBatch, RankCountMin, RankHyperLogLog, RankReader, RankTables, rank_3mr, rank_expected, rank_information,
+        rank_xxh64,
     };
     #[pymodule_export]
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};

@@ -8,6 +8,7 @@ pub mod hadamard;
 pub mod lanes;
 pub mod pool;
 pub mod private;
+pub mod ranking;
 pub mod real;
 pub mod rng;
 pub mod special;
