@@ -83,8 +83,9 @@ def log_kde(
     Raises:
         ValueError: h outside [1e-140, 1e140], another number of columns, no data, NaN or infinity, bad weights.
 
-    Cost: O(n m d) time: at d = 64 about 1.3 ns a pair in float64 on one AVX-512 core, 0.25 ns more for each further
-    bandwidth. Memory: 16 MiB and 24 bytes a query and bandwidth (at most 2^18 of those at a time).
+    Cost: O(n m d) time: at d = 64 about 2 ns a pair in float64 on one AVX-512 core, 0.4 ns more for each further
+    bandwidth. Memory: 16 MiB and 32 bytes a query and bandwidth (at most 2^18 of those at a time); with `whitening`
+    also copies of X and Y.
 
     Source: Biroli and Mézard 2024, arXiv 2408.05807, for what the bandwidth does when d is large.
 
