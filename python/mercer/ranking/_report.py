@@ -88,7 +88,7 @@ def _note(scores: np.ndarray) -> str:
 
 
 def _bars(scores: np.ndarray) -> str:
-    left, right, row = 250, 90, 24
+    left, right, row = 270, 90, 24
     low = min(0.0, float((scores["score"] - scores["spread"] / 2).min(initial=0)))
     high = max(float((scores["score"] + scores["spread"] / 2).max(initial=0)), low + 1e-12)
     x = _scale(low, high, left, WIDTH - right)
@@ -103,7 +103,7 @@ def _bars(scores: np.ndarray) -> str:
         tip = f"{r['feature']}: {score:.6g} ± {half:.2g}, {r['cardinality']:,} values, {r['coverage']:.1f} % covered"
         parts.append(
             f"<g><title>{_e(tip)}</title>"
-            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{_e(_short(str(r["feature"]), 36))}</text>'
+            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{_e(_short(str(r["feature"]), 34))}</text>'
             f'<rect class="{_e(r["kind"])}" x="{from_:.1f}" y="{y + 2}" width="{max(to - from_, 1):.1f}" height="14" rx="2"/>'
             f'<path class="whisker" d="M{x(score - half):.1f} {y + 9}H{x(score + half):.1f}"/>'
             f'<text class="soft" x="{max(x(score + half), x(0)) + 6:.1f}" y="{y + 13}">{_number(score)}</text></g>'
@@ -148,23 +148,24 @@ def _scatter(scores: np.ndarray) -> str:
         )
         parts.append(f"<g><title>{_e(r['feature'])}: {float(r['score']):.6g}, {int(card):,} values</title>{mark}</g>")
         name = _short(str(r["feature"]).removeprefix("CONTROL-"), 24)
-        wide = 6.6 * len(name)
-        free = all(abs(b - v) > 14 or a + wide < u or u + w < a for u, v, w in boxes)
+        wide = 7.2 * len(name)
+        anchor, at = ("end", a - 8) if a + wide + 10 > WIDTH - right else ("start", a + 8)
+        from_ = at - wide if anchor == "end" else at
+        free = all(abs(b - v) > 15 or from_ + wide < u or u + w < from_ for u, v, w in boxes)
         if (control or rank < 12) and free:
-            boxes.append((a, b, wide + 12))
-            anchor, at = ("end", a - 8) if a + wide + 10 > WIDTH - right else ("start", a + 8)
+            boxes.append((from_, b, wide))
             labels.append(f'<text class="halo" x="{at:.1f}" y="{b - 6:.1f}" text-anchor="{anchor}">{_e(name)}</text>')
     return _legend(scores) + "".join(parts + labels) + "</svg>"
 
 
 def _heatmap(names: Sequence[str], matrix: np.ndarray) -> str:
-    left, top = 250, 150
+    left, top = 270, 150
     cell = min(30, (WIDTH - left - 10) / len(names))
     height = top + cell * len(names) + 8
     parts = [_open(height, "redundancy")]
     for i, name in enumerate(names):
         middle = cell * (i + 0.5)
-        parts.append(f'<text x="{left - 8}" y="{top + middle + 4:.1f}" text-anchor="end">{_e(_short(name, 36))}</text>')
+        parts.append(f'<text x="{left - 8}" y="{top + middle + 4:.1f}" text-anchor="end">{_e(_short(name, 34))}</text>')
         at = left + middle
         parts.append(f'<text transform="translate({at + 4:.1f} {top - 8}) rotate(-60)">{_e(_short(name, 22))}</text>')
         for j, other in enumerate(names):
@@ -189,7 +190,7 @@ def _gains(scores: np.ndarray) -> list[tuple[str, str, float]]:
         elif kind == "transform":
             parts = (name.partition("_tr_")[0],)
         found = [known[part] for part in parts if part in known]
-        if found:
+        if found and float(r["score"]) > max(found) + 1e-9:
             gains.append((name, kind, float(r["score"]) - max(found)))
     return sorted(gains, key=lambda gain: -gain[2])[:GAINS]
 

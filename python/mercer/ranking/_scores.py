@@ -194,6 +194,9 @@ def pearson(a: Any, b: Any) -> Any:
     """
     columns, single = _columns("a", a)
     label = _codes("b", b, len(columns[0])).astype(np.float64)
+    for column in (*columns, label):
+        if column.min() < 0:
+            raise ValueError(f"codes must be >= 0, got {column.min():.0f} at row {column.argmin()}")
     scores = np.array([correlation(column.astype(np.float64), label) for column in columns])
     return float(scores[0]) if single else scores
 

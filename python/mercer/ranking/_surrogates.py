@@ -33,6 +33,7 @@ def surrogate_score(features: Any, label: Any, model: str = "surrogate-SGD", *, 
         raise ValueError(f"model must be one of {', '.join(map(repr, SURROGATES))}, got {model!r}")
     try:
         from sklearn import (
+            calibration,
             decomposition,
             linear_model,
             model_selection,
@@ -60,7 +61,9 @@ def surrogate_score(features: Any, label: Any, model: str = "surrogate-SGD", *, 
     if model == "surrogate-LR":
         classifier = linear_model.LogisticRegression(max_iter=100_000)
     elif model == "surrogate-SVM":
-        classifier = svm.SVC(gamma="auto", probability=True, random_state=random_state)
+        # Platt's probabilities, as the public tool's; scikit-learn 1.9 moved them out of the machine itself.
+        machine = svm.SVC(gamma="auto", random_state=random_state)
+        classifier = calibration.CalibratedClassifierCV(machine, ensemble=False)
     elif model == "surrogate-SGD-RP":
         project = random_projection.SparseRandomProjection(
             n_components=min(one_hot.shape[1], _PROJECTION), random_state=random_state
