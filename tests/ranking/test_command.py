@@ -25,7 +25,9 @@ def golden(tmp_path_factory):
     with np.load(REFERENCE.with_suffix(".npz")) as arrays:
         rows = arrays["data"].tolist()
     folder = tmp_path_factory.mktemp("golden")
-    (folder / "data.csv").write_text("\n".join([",".join(case["header"]), *(",".join(map(str, r)) for r in rows)]) + "\n")
+    (folder / "data.csv").write_text(
+        "\n".join([",".join(case["header"]), *(",".join(map(str, r)) for r in rows)]) + "\n"
+    )
     return folder, case
 
 

@@ -221,7 +221,9 @@ def greedy(relevance, redundancy, relation, alpha, beta, join):
     while len(order) < len(relevance):
         free = [f for f in range(len(relevance)) if f not in order]
         worth = [
-            relevance[f] - alpha * join([redundancy[g, f] for g in order]) + beta * join([relation[g, f] for g in order])
+            relevance[f]
+            - alpha * join([redundancy[g, f] for g in order])
+            + beta * join([relation[g, f] for g in order])
             for f in free
         ]
         order.append(free[int(np.argmax(worth))])
@@ -276,7 +278,8 @@ def test_threads_leave_no_trace():
     one, two = (ranking.pairwise_mi(X, threads=t) for t in (1, 2))
     assert np.array_equal(one, two)
     draws = [
-        ranking.corrected_mutual_information(X, y, correction="permutation", random_state=7, threads=t) for t in (1, 2)
+        ranking.corrected_mutual_information(X, y, correction="permutation", random_state=7, threads=t)
+        for t in (1, 2)
     ]
     assert np.array_equal(*draws)
 
