@@ -36,11 +36,10 @@ def scores(text):
     return {tuple(line[:-1]): float(line[-1]) for line in lines}
 
 
-@pytest.mark.parametrize("compat", [True, False])
-def test_the_public_tools_arguments_give_its_files(golden, tmp_path, compat):
+def test_the_public_tools_arguments_give_its_files(golden, tmp_path):
     folder, case = golden
     arguments = [{"<data>": folder, "<out>": tmp_path}.get(a, a) for a in case["arguments"]]
-    ran = rank(*arguments, *["--compat"] * compat)
+    ran = rank(*arguments, "--compat")
     assert ran.returncode == 0, ran.stderr
     for name, true in case["files"].items():
         got = (tmp_path / name).read_text()

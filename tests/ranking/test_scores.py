@@ -124,6 +124,8 @@ def test_large_tables_are_counted_right(k):
     assert ranking.mutual_information(a, b) == pytest.approx(true, abs=1e-12)
     pair = ranking.pairwise_mi([a, b])
     np.testing.assert_allclose(pair, [[H(sides[0]), true], [true, H(sides[1])]], atol=1e-12)
+    some = ranking.pairwise_mi(np.column_stack([a, b]), pairs=[[0, 1], [1, 1]], base=2)
+    np.testing.assert_allclose(some, [true / math.log(2), H(sides[1]) / math.log(2)], atol=1e-12)
 
 
 def test_an_identifier_tells_everything_and_the_correction_takes_it_all():

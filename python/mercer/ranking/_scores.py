@@ -244,7 +244,8 @@ def pairwise_mi(
             raise ValueError(
                 f"pairs must be column numbers in [0, {f - 1}], got {wanted.min()} … {wanted.max()}"
             )
-        return batch.score(wanted.tolist(), "information", threads=threads) * scale
+        chosen = [(i, j) for i, j in wanted.tolist()]
+        return batch.score(chosen, "information", threads=threads) * scale
     rows, cols = np.triu_indices(f)
     scores = batch.score(list(zip(rows.tolist(), cols.tolist(), strict=True)), "information", threads=threads)
     matrix = np.empty((f, f))
