@@ -68,10 +68,20 @@ def end_to_end(data: Path, n: int) -> Iterator[Row]:
             spent[who] = measured(command, out)
     for kind, i in (("wall", 0), ("CPU", 1)):
         a, b = spent["ours"][i], spent["theirs"][i]
-        note = f"{a:.2f} s against {b:.1f} s" + (" (peer in an environment with xxhash < 4)" if i == 0 else "")
+        note = f"{a:.2f} s against {b:.1f} s" + (
+            " (peer in an environment with xxhash < 4)" if i == 0 else ""
+        )
         cells = 60 * n
         yield Row(
-            f"end to end, {n:,} x 60 csv, {kind}", "outrank", 1e9 * a / cells, 1e9 * b / cells, b / a, b / a, b / a, 2, note
+            f"end to end, {n:,} x 60 csv, {kind}",
+            "outrank",
+            1e9 * a / cells,
+            1e9 * b / cells,
+            b / a,
+            b / a,
+            b / a,
+            2,
+            note,
         )
 
 
@@ -135,7 +145,9 @@ def pairwise(quick: bool, rounds: int) -> Iterator[Row]:
     codes = rng.integers(0, 100, (60, n))
     pairs = np.sort(rng.choice(60, (m, 2)), axis=1)
     columns = list(codes)
-    with Worker("scikit-learn", "peer_mutual_info_score.py", ["scikit-learn"], codes=codes, pairs=pairs) as peer:
+    with Worker(
+        "scikit-learn", "peer_mutual_info_score.py", ["scikit-learn"], codes=codes, pairs=pairs
+    ) as peer:
         yield compare(
             f"information of {m} pairs of columns, {n:,} rows, 100 values", "scikit-learn",
             ours=lambda: ranking.pairwise_mi(columns, pairs=pairs, threads=2), theirs=peer, elements=m * n, threads=2,

@@ -23,11 +23,14 @@ def _option(*names: str, help: str = "", hidden: bool = False, **more: Any) -> A
 
 
 def rank(
-    source: Annotated[Path | None, typer.Argument(help="A .csv, .tsv, .vw or .parquet (.gz), or a folder.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="A .csv, .tsv, .vw or .parquet (.gz), or a folder.")
+    ] = None,
     data_path: Annotated[Path | None, _option("--data_path", hidden=True)] = None,
     label: Annotated[str | None, _option("--label", "--label_column", help="Name of the label.")] = None,
     out: Annotated[
-        Path | None, _option("--out", "--output_folder", metavar="DIR", help="Write the public tool's files there.")
+        Path | None,
+        _option("--out", "--output_folder", metavar="DIR", help="Write the public tool's files there."),
     ] = None,
     report: Annotated[Path | None, _option("--report", metavar="FILE", help="Write an HTML report.")] = None,
     as_json: Annotated[bool, _option("--json", help="Print one JSON document and nothing else.")] = False,
@@ -39,26 +42,31 @@ def rank(
     condition_on: Annotated[str, _option("--condition-on", help="label or feature.")] = "label",
     aggregate: Annotated[str, _option("--aggregate", help="median or global.")] = "median",
     format: Annotated[
-        str | None, _option("--format", "--data_source", help="csv, csv-raw, ob-csv, ob-vw, ob-raw-dump or parquet.")
+        str | None,
+        _option("--format", "--data_source", help="csv, csv-raw, ob-csv, ob-vw, ob-raw-dump or parquet."),
     ] = None,
     delimiter: Annotated[str | None, _option("--delimiter", help="Of a delimited file.")] = None,
     encoding: Annotated[str, _option("--encoding", help="utf-8 or latin-1.")] = "utf-8",
     batch_size: Annotated[int, _option("--batch-size", "--minibatch_size", help="Rows a batch.")] = 16384,
     subsampling: Annotated[int, _option("--subsampling", help="Keep every so many-th row.")] = 1,
     ratio: Annotated[
-        float, _option("--sampling-ratio", "--mi_stratified_sampling_ratio", help="Stratified sample, in (0, 1].")
+        float,
+        _option("--sampling-ratio", "--mi_stratified_sampling_ratio", help="Stratified sample, in (0, 1]."),
     ] = 1.0,
     order: Annotated[int, _option("--order", "--interaction_order", help="Joint columns of so many.")] = 1,
     transformers: Annotated[
         str, _option("--transformers", help="minimal, default, fw-transformers or none.")
     ] = "none",
-    numeric: Annotated[list[str] | None, _option("--numeric", help="A numeric column; may be repeated.")] = None,
+    numeric: Annotated[
+        list[str] | None, _option("--numeric", help="A numeric column; may be repeated.")
+    ] = None,
     multivalue: Annotated[
-        str, _option("--multivalue", "--explode_multivalue_features", help="Columns to explode, with ';' between.")
+        str,
+        _option(
+            "--multivalue", "--explode_multivalue_features", help="Columns to explode, with ';' between."
+        ),
     ] = "",
-    subfeatures: Annotated[
-        str, _option("--subfeatures", "--subfeature_mapping", help="'a->b;c<->d'.")
-    ] = "",
+    subfeatures: Annotated[str, _option("--subfeatures", "--subfeature_mapping", help="'a->b;c<->d'.")] = "",
     columns: Annotated[
         str | None, _option("--columns", "--feature_set_focus", help="Only these, with ',' between.")
     ] = None,
@@ -71,10 +79,12 @@ def rank(
     label_bins: Annotated[int | None, _option("--label-bins", help="Bins of a numeric label.")] = None,
     weight: Annotated[str | None, _option("--weight", help="Column with the weight of each row.")] = None,
     rare: Annotated[
-        int, _option("--rare", "--rare_value_count_upper_bound", help="Keep values that occur at most so often.")
+        int,
+        _option("--rare", "--rare_value_count_upper_bound", help="Keep values that occur at most so often."),
     ] = 0,
     missing: Annotated[
-        str, _option("--missing", "--missing_value_symbols", help="Values that are missing, with ',' between.")
+        str,
+        _option("--missing", "--missing_value_symbols", help="Values that are missing, with ',' between."),
     ] = ",{}",
     max_bad_share: Annotated[float, _option("--max-bad-share", help="Of lines that are no rows.")] = 0.01,
     compat: Annotated[bool, _option("--compat", help="The public tool's numbers.")] = False,
@@ -118,7 +128,8 @@ def rank(
         multivalue=_listed(multivalue, ";"),
         subfeatures=_listed(subfeatures, ";"),
         noise_controls=noise or _flag("include_noise_baseline_features", noise_official),
-        pairwise=pairwise or (target_ranking_only is not None and not _flag("target_ranking_only", target_ranking_only)),
+        pairwise=pairwise
+        or (target_ranking_only is not None and not _flag("target_ranking_only", target_ranking_only)),
         order_3mr=order_3mr or score.endswith("3mr"),
         max_pairs=max_pairs,
         columns=None if columns is None else _listed(columns, ","),
@@ -189,7 +200,12 @@ class _Bar:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
 
     def __enter__(self) -> Callable[..., None]:
@@ -221,7 +237,9 @@ def _show(ranker: Any, top: int) -> None:
         )
     if ranker.ranks_3mr_ is not None:
         print("3MR: " + ", ".join(ranker.ranks_3mr_["feature"][:top]))
-    bad = sum(count for reason, count in ranker.skipped_.items() if reason not in ("blank", "unknown_namespaces"))
+    bad = sum(
+        count for reason, count in ranker.skipped_.items() if reason not in ("blank", "unknown_namespaces")
+    )
     skipped = f", {bad:,} lines skipped" if bad else ""
     print(
         f"{len(ranker.scores_):,} columns, {ranker.n_rows_:,} rows in {ranker.n_batches_} batches, "

@@ -146,7 +146,7 @@ _TABLE = """
 65 | skyscript | SkyScript: A Large and Semantically Diverse Vision-Language Dataset for Remote Sensing | earth.skyscript | planned
 66 | sgconv | What Makes Convolutional Models Great on Long Sequence Modeling? | nn.conv.sgconv ops.long_conv | planned
 67 | open-set | Open-Set Recognition: a Good Closed-Set Classifier is All You Need? | understand.open_set | planned
-68 | outrank | OutRank: Speeding up AutoML-based Model Search for Large Sparse Data sets with Cardinality-aware Feature Ranking | ranking.feature_ranker | planned
+68 | outrank | OutRank: Speeding up AutoML-based Model Search for Large Sparse Data sets with Cardinality-aware Feature Ranking | ranking | landed
 69 | georsclip | RS5M and GeoRSCLIP: A Large Scale Vision-Language Dataset and A Large Vision-Language Model for Remote Sensing | earth.georsclip | planned
 70 | ssd | SSD: Single Shot MultiBox Detector | vision.detection.ssd | planned
 71 | optfs | Optimizing Feature Set for Click-Through Rate Prediction | ctr.optfs | planned

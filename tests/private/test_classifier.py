@@ -30,6 +30,7 @@ EXCEPTIONS = {
     "check_classifiers_classes": ONCE,
     "check_supervised_y_2d": ONCE,
     "check_positive_only_tag_during_fit": ONCE,
+    "check_dtype_object": ONCE,
 }
 
 

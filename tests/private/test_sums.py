@@ -108,9 +108,9 @@ def test_reducing_the_dimension_keeps_the_kernel():
     true = kernel_sums("gaussian", 1.5, X, Y)
     for structured in (False, True):
         private = PrivateKernelSum(
-            "gaussian", 1.5, 1e9, n_features=4000, reduce_dim=64, random_state=3, structured=structured
+            "gaussian", 1.5, 1e9, n_features=4000, reduce_dim=128, random_state=3, structured=structured
         ).fit(X)
-        np.testing.assert_allclose(private.query(Y), true, rtol=0.15)
+        np.testing.assert_allclose(private.query(Y), true, rtol=0.3)
     with pytest.raises(ValueError, match="reduce_dim must be None for kernel 'laplace'"):
         PrivateKernelSum("laplace", reduce_dim=4).fit(X)
     with pytest.raises(ValueError, match="structured must be False for kernel 'cauchy'"):

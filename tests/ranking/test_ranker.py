@@ -76,7 +76,9 @@ def test_threads_and_batches_of_reading_leave_no_trace(tmp_path):
     table = planted(4000)
     path = tmp_path / "t.csv"
     names = list(table)
-    path.write_text(",".join(names) + "\n" + "\n".join(",".join(map(str, r)) for r in zip(*table.values(), strict=True)))
+    path.write_text(
+        ",".join(names) + "\n" + "\n".join(",".join(map(str, r)) for r in zip(*table.values(), strict=True))
+    )
     options = {"noise_controls": True, "interaction_order": 2, "correction": "permutation", "random_state": 3}
     found = [FeatureRanker(n_jobs=jobs, **options).fit(path).scores_.tolist() for jobs in (1, 2)]
     assert found[0] == found[1]
@@ -154,7 +156,11 @@ def test_interactions_find_what_no_column_tells_alone():
 
 def test_the_public_tools_interactions_collide_and_ours_do_not():
     n = 2000
-    table = {"a": np.where(np.arange(n) % 2, "1", "12"), "b": np.where(np.arange(n) % 2, "23", "3"), "y": np.arange(n) % 2}
+    table = {
+        "a": np.where(np.arange(n) % 2, "1", "12"),
+        "b": np.where(np.arange(n) % 2, "23", "3"),
+        "y": np.arange(n) % 2,
+    }
     for compat, cardinality in ((False, 2), (True, 1)):
         scores = FeatureRanker(interaction_order=2, compat=compat).fit(table).scores_
         assert scores["cardinality"][scores["feature"] == "a AND b"] == cardinality
@@ -170,19 +176,31 @@ def test_made_columns_have_the_public_tools_names_and_values():
         "mi", transformers="fw-transformers", multivalue=["tags"], subfeatures=["k->tags", "k<->k"]
     ).fit(table)
     names = set(ranker.scores_["feature"])
-    assert {"x_tr_sqrt", "x_tr_log*100", "x_tr_fw_log_res_10_gt_32", "MULTIEX-tags-a", "SUBFEATURE-k&b"} <= names
+    assert {
+        "x_tr_sqrt",
+        "x_tr_log*100",
+        "x_tr_fw_log_res_10_gt_32",
+        "MULTIEX-tags-a",
+        "SUBFEATURE-k&b",
+    } <= names
     assert "SUBFEATURE|k|k-u&v" in names
     by_name = dict(zip(ranker.scores_["feature"], ranker.scores_["score"], strict=True))
     codes = np.unique(np.round(np.log(x + 1) * 100), return_inverse=True)[1]
     assert by_name["x_tr_log*100"] == pytest.approx(ranking.mutual_information(codes, table["y"]), abs=1e-12)
     has_a = np.array(["a" in t for t in table["tags"]]).astype(int)
-    assert by_name["MULTIEX-tags-a"] == pytest.approx(ranking.mutual_information(has_a, table["y"]), abs=1e-12)
+    assert by_name["MULTIEX-tags-a"] == pytest.approx(
+        ranking.mutual_information(has_a, table["y"]), abs=1e-12
+    )
     own = FeatureRanker("mi", transformers={"tenth": lambda x: np.floor(x / 10)}).fit(table)
     assert "x_tr_tenth" in own.scores_["feature"]
 
 
 def test_presets_have_as_many_transformers_as_the_public_tool():
-    assert [len(ranking.TRANSFORMERS[name]) for name in ("minimal", "default", "fw-transformers")] == [4, 10, 138]
+    assert [len(ranking.TRANSFORMERS[name]) for name in ("minimal", "default", "fw-transformers")] == [
+        4,
+        10,
+        138,
+    ]
 
 
 def test_controls_show_the_floor_and_the_ceiling():
@@ -227,7 +245,9 @@ def test_few_pairs_a_batch_take_turns():
 
 
 def test_the_public_tools_files_are_written_under_their_names(tmp_path):
-    options = dict(noise_controls=True, interaction_order=2, transformers="minimal", order_3mr=True, rare_values=1)
+    options = dict(
+        noise_controls=True, interaction_order=2, transformers="minimal", order_3mr=True, rare_values=1
+    )
     table = {**planted(3000), "price": np.random.default_rng(0).random(3000).round(3)}
     FeatureRanker(**options).fit(table).to_tsv(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
@@ -257,7 +277,9 @@ def test_json_and_report_are_whole(tmp_path):
 
 
 def test_names_are_text_in_the_report(tmp_path):
-    FeatureRanker().fit({"<script>x": [0, 1] * 50, "b": [1, 2] * 50, "y": [0, 1] * 50}).to_html(tmp_path / "r.html")
+    FeatureRanker().fit({"<script>x": [0, 1] * 50, "b": [1, 2] * 50, "y": [0, 1] * 50}).to_html(
+        tmp_path / "r.html"
+    )
     assert "<script" not in (tmp_path / "r.html").read_text()
 
 

@@ -61,7 +61,11 @@ def test_any_bytes_are_rows_counted_skips_or_a_clear_error(tmp_path_factory, raw
     lines = source.reader.progress[0]
     assert lines == len(found) + skipped["ragged"] + skipped["encoding"] + skipped["nul"] + skipped["blank"]
     if b'"' not in raw and b"\r" not in raw:
-        good = [line for line in raw.split(b"\n") if line.count(b",") == 1 and b"\0" not in line and _is_text(line)]
+        good = [
+            line
+            for line in raw.split(b"\n")
+            if line.count(b",") == 1 and b"\0" not in line and _is_text(line)
+        ]
         assert found == [tuple(line.split(b",")) for line in good]
 
 
@@ -87,7 +91,9 @@ def test_ragged_bad_and_nul_lines_are_counted_up_to_a_share(tmp_path):
     ranker = ranked(path, max_bad_share=0.05)
     assert ranker.n_rows_ == 200
     assert ranker.skipped_ == {"ragged": 2, "encoding": 1, "nul": 1, "blank": 1, "unknown_namespaces": 0}
-    with pytest.raises(ValueError, match="4 of 205 lines are no rows .* the first, after the header, is line 201"):
+    with pytest.raises(
+        ValueError, match="4 of 205 lines are no rows .* the first, after the header, is line 201"
+    ):
         ranked(path)
     assert ranked(path, max_bad_share=0.05, encoding="latin-1").n_rows_ == 201
 
@@ -130,7 +136,10 @@ def test_100_000_columns_are_ranked(tmp_path):
     path = tmp_path / "wide.csv"
     rng = np.random.default_rng(0)
     X = rng.integers(0, 3, (60, 100_000))
-    lines = [",".join([*(f"f{i}" for i in range(99_999)), "y"]), *(",".join(map(str, row)) for row in X.tolist())]
+    lines = [
+        ",".join([*(f"f{i}" for i in range(99_999)), "y"]),
+        *(",".join(map(str, row)) for row in X.tolist()),
+    ]
     path.write_text("\n".join(lines) + "\n")
     assert len(FeatureRanker(max_pairs=200_000).fit(path).scores_) == 99_999
 
@@ -160,7 +169,11 @@ def test_the_folders_of_the_public_tool_are_read(tmp_path):
     described = tmp_path / "described"
     described.mkdir()
     (described / "data.csv").write_text('p,q,y\n1.5,"a,b",0\n2,c,1\n')
-    features = [{"name": "num", "type": "float32"}, {"name": "cat", "type": "string"}, {"name": "y", "type": "int"}]
+    features = [
+        {"name": "num", "type": "float32"},
+        {"name": "cat", "type": "string"},
+        {"name": "y", "type": "int"},
+    ]
     (described / "dataset_desc.json").write_text(json.dumps({"data_features": features}))
     found, source = rows_of(described)
     assert source.names == ["num", "cat", "y"] and source.numeric == {"num"}
@@ -219,7 +232,10 @@ def test_missing_values_of_tables_are_the_empty_text():
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"x": [1.0, None, 2.0, None], "s": ["a", None, "b", "a"], "y": [0, 1, 0, 1]})
     ranker = FeatureRanker("mi").fit(frame)
-    assert dict(zip(ranker.scores_["feature"], ranker.scores_["coverage"], strict=True)) == {"x": 50.0, "s": 75.0}
+    assert dict(zip(ranker.scores_["feature"], ranker.scores_["coverage"], strict=True)) == {
+        "x": 50.0,
+        "s": 75.0,
+    }
 
 
 def test_the_hash_of_the_public_tool():

@@ -124,6 +124,8 @@ def test_large_tables_are_counted_right(k):
     assert ranking.mutual_information(a, b) == pytest.approx(true, abs=1e-12)
     pair = ranking.pairwise_mi([a, b])
     np.testing.assert_allclose(pair, [[H(sides[0]), true], [true, H(sides[1])]], atol=1e-12)
+    some = ranking.pairwise_mi(np.column_stack([a, b]), pairs=[[0, 1], [1, 1]], base=2)
+    np.testing.assert_allclose(some, [true / math.log(2), H(sides[1]) / math.log(2)], atol=1e-12)
 
 
 def test_an_identifier_tells_everything_and_the_correction_takes_it_all():
@@ -221,7 +223,9 @@ def greedy(relevance, redundancy, relation, alpha, beta, join):
     while len(order) < len(relevance):
         free = [f for f in range(len(relevance)) if f not in order]
         worth = [
-            relevance[f] - alpha * join([redundancy[g, f] for g in order]) + beta * join([relation[g, f] for g in order])
+            relevance[f]
+            - alpha * join([redundancy[g, f] for g in order])
+            + beta * join([relation[g, f] for g in order])
             for f in free
         ]
         order.append(free[int(np.argmax(worth))])
@@ -276,7 +280,8 @@ def test_threads_leave_no_trace():
     one, two = (ranking.pairwise_mi(X, threads=t) for t in (1, 2))
     assert np.array_equal(one, two)
     draws = [
-        ranking.corrected_mutual_information(X, y, correction="permutation", random_state=7, threads=t) for t in (1, 2)
+        ranking.corrected_mutual_information(X, y, correction="permutation", random_state=7, threads=t)
+        for t in (1, 2)
     ]
     assert np.array_equal(*draws)
 

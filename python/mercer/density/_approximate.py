@@ -64,8 +64,9 @@ def approximate_kernel_sum(
         Y: Data (n, d).
         bandwidth: h > 0, one number.
         kernel: As in :func:`kernel_sum`; "features" takes the Gaussian, Laplace, exponential and Cauchy kernels.
-        method: "features", "hashing", "coreset"; "auto" is exact while n m d is at most 1e13, else tries each on 32
-            queries and takes the one with the smallest median of its estimated errors relative to the exact sum there.
+        method: "features", "hashing", "coreset"; "auto" is exact while n m d is at most 1e13, else tries those that
+            cost less than the exact sum on 32 queries, and takes the one with the smallest median error relative to the
+            exact sum there.
         size: What the error shrinks with the root of: pairs of features, tables, or rows sampled a query. >= 2.
         weights: One a row of Y.
         random_state: The same gives the same bits.
@@ -96,9 +97,9 @@ def approximate_kernel_sum(
         raise ValueError(f'method="features" must have a kernel among {", ".join(SPECTRAL)}, got {kernel!r}')
     m, (n, d) = len(problem.X), problem.Y.shape
     if method == "auto":
-        if m * n * d <= EXACT_WORK:
+        method = "exact" if m * n * d <= EXACT_WORK else _best(problem, size, seed)
+        if method == "exact":
             return ApproximateSum(np.exp(problem.sums(False)[0][:, 0]), np.zeros(m), "exact", h)
-        method = _best(problem, size, seed)
     values, errors = _run(method, problem.X, problem, size, seed)
     return ApproximateSum(values, errors, method, h)
 
@@ -112,27 +113,28 @@ def _run(method: str, X: np.ndarray, problem: Problem, size: int, seed: int) -> 
 
 
 def _best(problem: Problem, size: int, seed: int) -> str:
-    """The method with the smallest error on some queries."""
-    step = -(-len(problem.X) // 32)
-    few = np.ascontiguousarray(problem.X[::step])
-    trial = Problem(
-        few,
-        problem.Y,
-        problem.bandwidths[0, 0],
-        problem.kernel,
-        problem.weights,
-        False,
-        None,
-        problem.threads,
-    )
+    """The method with the smallest error on some queries, of those that cost less than the exact sum; else "exact"."""
+    m, (n, d) = len(problem.X), problem.Y.shape
+    cost = {
+        "features": 2 * size * (n + m) * d,
+        "hashing": size * (n + m) * (4 * d + 64),  # hashes, and a sort
+        "coreset": n**1.5 * d + 8 * m * (8 * n**0.5 + size) * d,
+    }
+    usable = [
+        name for name in METHODS
+        if cost[name] < m * n * d and (name != "features" or problem.kernel in SPECTRAL)
+    ]  # fmt: skip
+    few = np.ascontiguousarray(problem.X[:: -(-m // 32)])
+    h, threads = problem.bandwidths[0, 0], problem.threads
+    trial = Problem(few, problem.Y, h, problem.kernel, problem.weights, False, None, threads)
     exact = np.exp(trial.sums(False)[0][:, 0])
     errors: dict[str, float] = {}
-    for method in METHODS:
-        if method != "features" or problem.kernel in SPECTRAL:
-            values, std_error = _run(method, few, problem, size, seed)
-            off = np.maximum(np.abs(values - exact), std_error)
-            errors[method] = float(np.median(off / np.maximum(exact, 1e-300)))
-    return min(errors, key=lambda name: errors[name])
+    for method in usable:
+        tried = size if method == "coreset" else min(size, 64)  # the others cost n for each of their size
+        values, std_error = _run(method, few, problem, tried, seed)
+        off = np.maximum(np.abs(values - exact), std_error) * math.sqrt(tried / size)
+        errors[method] = float(np.median(off / np.maximum(exact, 1e-300)))
+    return min(errors, key=lambda name: errors[name], default="exact")
 
 
 # Random Fourier features

@@ -40,8 +40,8 @@ class KernelDensity(Estimator):
     A Gaussian kernel with h < h_G draws a :class:`CondensationWarning` when it is fitted, except where a rule that
     minimises the divergence ("kl", "nn", "gaussian", "loo") chose h: the minimum is on that side.
 
-    Cost: `fit` keeps the data, O(n d²) for the thresholds of at most 4096 rows; `score_samples` as
-    :func:`log_kde`.
+    Cost: `fit` keeps the data, without a copy where they are a C-contiguous array of float32 or float64; O(n d²) for
+    the thresholds of at most 4096 rows. `score_samples` as :func:`log_kde`.
 
     Example:
         >>> import numpy as np

@@ -72,7 +72,7 @@ class Law:
         """Of one draw: 2 q / (1 - q)², q = exp(-rate); of the Gaussian the sum over the integers."""
         ratio = self.num / 2**self.shift
         if not self.gaussian:
-            return 0.5 / math.sinh(ratio / 2) ** 2 if ratio < 1400 else 0.0
+            return 2 * math.exp(-ratio) / math.expm1(-ratio) ** 2
         if ratio > 25:  # by Poisson summation the difference is below exp(-2 pi² 25)
             return ratio
         z = np.arange(1, math.ceil(40 * math.sqrt(ratio)) + 40, dtype=np.float64)

@@ -278,7 +278,7 @@ class PrivateSimilarityClassifier(Estimator):
             raise ValueError(f"y must have at least 2 classes, got {len(classes)} class")
         index = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
         if (classes[index] != y).any():
-            raise ValueError(f"y must hold labels of classes, got {y[classes[index] != y][0]!r}")
+            raise ValueError(f"y must hold labels of classes, got {y[classes[index] != y].tolist()[0]!r}")
         return index, classes
 
     def _structure(self, columns: int, budget: Budget) -> Structure:

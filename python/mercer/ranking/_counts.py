@@ -70,7 +70,9 @@ class RankingCounts:
     def observe(self, batch: Any, names: Sequence[str]) -> Self:
         """Count the rows of an encoded batch."""
         if self.label not in names:
-            raise ValueError(f"label must be a column of the table, got {self.label!r}; it has {list(names)[:20]}")
+            raise ValueError(
+                f"label must be a column of the table, got {self.label!r}; it has {list(names)[:20]}"
+            )
         self._tables.observe(batch, list(names), list(names).index(self.label), self.threads)
         return self
 
@@ -158,7 +160,9 @@ class RankingCounts:
 
     def to_bytes(self) -> bytes:
         """The counts, with a version."""
-        head = json.dumps({"label": self.label, "max_categories": self.max_categories, "missing": self.missing})
+        head = json.dumps(
+            {"label": self.label, "max_categories": self.max_categories, "missing": self.missing}
+        )
         packed = head.encode()
         return _MAGIC + struct.pack("<Q", len(packed)) + packed + self._tables.to_bytes()
 

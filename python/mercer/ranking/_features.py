@@ -149,7 +149,9 @@ def explode(frame: Frame, column: str, missing: Sequence[bytes]) -> None:
     parts = [set(value.replace(b",", b"-").split(b"-")) for value in frame.batch.values(i)]
     wanted = sorted(set().union(*parts) - set(missing))
     if len(wanted) > MAX_EXPLODED:
-        raise ValueError(f"multivalue column {column!r} has {len(wanted)} parts in a batch, more than {MAX_EXPLODED}")
+        raise ValueError(
+            f"multivalue column {column!r} has {len(wanted)} parts in a batch, more than {MAX_EXPLODED}"
+        )
     made = [frame.batch.relabelled(i, [b"1" if part in held else b"" for held in parts]) for part in wanted]
     if made:
         names = [f"MULTIEX-{column}-{text(part)}" for part in wanted]
@@ -203,7 +205,13 @@ def add_controls(frame: Frame, label: int, rng: np.random.Generator, threads: in
     for name, drawn in (("gaussian", rng.standard_normal(n)), ("uniform", rng.random(n))):
         raw = drawn.tobytes().hex().encode()
         columns[f"CONTROL-{name}"] = (sequence, [raw[16 * i : 16 * i + 16] for i in range(n)])
-    for name, top in (("binary", 2), ("card100", 101), ("card2k", 2001), ("card10k", 10_001), ("card50k", 50_001)):
+    for name, top in (
+        ("binary", 2),
+        ("card100", 101),
+        ("card2k", 2001),
+        ("card10k", 10_001),
+        ("card50k", 50_001),
+    ):
         drawn = rng.integers(0, top, n)
         used, codes = np.unique(drawn, return_inverse=True)
         columns[f"CONTROL-random-{name}"] = (codes.astype(np.uint32), [b"%d" % v for v in used])

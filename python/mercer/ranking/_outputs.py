@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["as_json", "heuristic", "write_official"]
 
-_NAMES = {"ami": "AMI", "pearson": "correlation-Pearson", "max_value_coverage": "max-value-coverage", "constant": "Constant"}
+_NAMES = {
+    "ami": "AMI",
+    "pearson": "correlation-Pearson",
+    "max_value_coverage": "max-value-coverage",
+    "constant": "Constant",
+}
 
 
 def heuristic(ranker: FeatureRanker) -> str:
@@ -42,11 +47,17 @@ def write_official(ranker: FeatureRanker, folder: Any) -> list[Path]:
         ),
         "memory.tsv": _tsv(("", "0"), ranker.bytes_per_value_.items()),
         "value_repetitions.json": json.dumps(
-            {column: ranker.counts_.repetitions(column) for column in ranker.bytes_per_value_ or ranker.coverage_}
+            {
+                column: ranker.counts_.repetitions(column)
+                for column in ranker.bytes_per_value_ or ranker.coverage_
+            }
         ),
         "combination_estimation_counts.json": json.dumps(ranker.combination_counts_),
         "timings.json": json.dumps(
-            {key: {str(i): step[key] for i, step in enumerate(ranker.steps_)} for key in (ranker.steps_ or [{}])[0]}
+            {
+                key: {str(i): step[key] for i, step in enumerate(ranker.steps_)}
+                for key in (ranker.steps_ or [{}])[0]
+            }
         ),
         "arguments.json": json.dumps(_arguments(ranker, name)),
     }
@@ -59,7 +70,13 @@ def write_official(ranker: FeatureRanker, folder: Any) -> list[Path]:
     if ranker.numeric_:
         head = ("Feature", "Minimum", "Maximum", "Median", "Num avg. unique (batch)")
         rows = (
-            (name, round(n["minimum"], 2), round(n["maximum"], 2), round(n["median_of_means"], 2), n["values"])
+            (
+                name,
+                round(n["minimum"], 2),
+                round(n["maximum"], 2),
+                round(n["median_of_means"], 2),
+                n["values"],
+            )
             for name, n in ranker.numeric_.items()
         )
         files["numeric_feature_statistics.tsv"] = _tsv(head, rows)
@@ -89,7 +106,9 @@ def _pairs(ranker: FeatureRanker) -> list[tuple[str, str, float]]:
     return sorted(both, key=lambda row: row[2])
 
 
-def _singles(ranker: FeatureRanker, pairs: list[tuple[str, str, float]], name: str) -> list[tuple[str, float]]:
+def _singles(
+    ranker: FeatureRanker, pairs: list[tuple[str, str, float]], name: str
+) -> list[tuple[str, float]]:
     label = _decorated(ranker, ranker.label_)
     scores = {a: score for a, b, score in pairs if b == label}
     low, high = min(scores.values(), default=0.0), max(scores.values(), default=0.0)
@@ -162,7 +181,7 @@ def _cell(value: Any) -> str:
 def as_json(ranker: FeatureRanker) -> str:
     """See `FeatureRanker.to_json`."""
     names = ranker.scores_.dtype.names or ()
-    content = {
+    content: dict[str, Any] = {
         "label": ranker.label_,
         "score": ranker.score,
         "correction": ranker.correction,

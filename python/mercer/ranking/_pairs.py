@@ -6,10 +6,13 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 __all__ = ["PairScores", "Turns"]
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -55,7 +58,7 @@ class Turns:
     def __init__(self) -> None:
         self._cursor: dict[str, int] = {}
 
-    def take(self, what: str, items: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
+    def take(self, what: str, items: Sequence[Item], most: int) -> list[Item]:
         """The next `most` of `items`; `what` names the list."""
         if len(items) <= most:
             return list(items)

@@ -100,11 +100,29 @@ class FeatureRanker(Estimator):
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> y = rng.integers(0, 2, 4000)
-    >>> table = {"id": np.arange(4000), "noise": rng.integers(0, 50, 4000), "signal": y ^ (rng.random(4000) < 0.2), "y": y}
+    >>> signal = y ^ (rng.random(4000) < 0.2)
+    >>> table = {"id": np.arange(4000), "noise": rng.integers(0, 50, 4000), "signal": signal, "y": y}
     >>> ranker = FeatureRanker().fit(table, label="y")
     >>> ranker.scores_["feature"][0]
     'signal'
     """
+
+    scores_: np.ndarray
+    pairwise_: np.ndarray
+    ranks_3mr_: np.ndarray | None
+    redundancy_: tuple[list[str], np.ndarray] | None
+    counts_: RankingCounts
+    coverage_: dict[str, float]
+    bytes_per_value_: dict[str, float]
+    combination_counts_: dict[str, int]
+    numeric_: dict[str, dict[str, Any]]
+    skipped_: dict[str, int]
+    n_rows_: int
+    n_lines_: int
+    n_batches_: int
+    timings_: dict[str, float]
+    steps_: list[dict[str, float]]
+    label_: str
 
     def __init__(
         self,
@@ -394,5 +412,3 @@ def _require_label(label: str, names: Sequence[str]) -> None:
         near = difflib.get_close_matches(label, names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; it has {list(names)[:10]}"
         raise ValueError(f"label must be a column of the source, got {label!r}{hint}")
-
-

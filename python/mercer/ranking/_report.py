@@ -39,7 +39,9 @@ def _page(ranker: FeatureRanker) -> str:
         f"{ranker.timings_['total']:.2f} s",
     ]
     if bad:
-        facts.append("skipped: " + ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in bad.items()))
+        facts.append(
+            "skipped: " + ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in bad.items())
+        )
     body = [
         _section("Ranking", _note(scores), _bars(scores[:SHOWN])),
         _section(
@@ -65,7 +67,9 @@ def _page(ranker: FeatureRanker) -> str:
         ))  # fmt: skip
     if ranker.ranks_3mr_ is not None:
         order = "".join(f"<li>{_e(name)}</li>" for name in ranker.ranks_3mr_["feature"][:SHOWN])
-        body.append(_section("3MR order", "Relevance - redundancy + relation, greedily.", f"<ol>{order}</ol>"))
+        body.append(
+            _section("3MR order", "Relevance - redundancy + relation, greedily.", f"<ol>{order}</ol>")
+        )
     body.append(_section("All numbers", "", _table(ranker)))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
@@ -88,7 +92,7 @@ def _note(scores: np.ndarray) -> str:
 
 
 def _bars(scores: np.ndarray) -> str:
-    left, right, row = 250, 90, 24
+    left, right, row = 270, 90, 24
     low = min(0.0, float((scores["score"] - scores["spread"] / 2).min(initial=0)))
     high = max(float((scores["score"] + scores["spread"] / 2).max(initial=0)), low + 1e-12)
     x = _scale(low, high, left, WIDTH - right)
@@ -96,14 +100,16 @@ def _bars(scores: np.ndarray) -> str:
     parts = [_open(height, "ranking")]
     for tick in _ticks(low, high):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="4" y2="{height - 24}"/>')
-        parts.append(f'<text class="soft" x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{_number(tick)}</text>')
+        parts.append(
+            f'<text class="soft" x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{_number(tick)}</text>'
+        )
     for i, r in enumerate(scores):
         y, score, half = 8 + row * i, float(r["score"]), float(r["spread"]) / 2
         from_, to = sorted((x(0), x(score)))
         tip = f"{r['feature']}: {score:.6g} ± {half:.2g}, {r['cardinality']:,} values, {r['coverage']:.1f} % covered"
         parts.append(
             f"<g><title>{_e(tip)}</title>"
-            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{_e(_short(str(r["feature"]), 36))}</text>'
+            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{_e(_short(str(r["feature"]), 34))}</text>'
             f'<rect class="{_e(r["kind"])}" x="{from_:.1f}" y="{y + 2}" width="{max(to - from_, 1):.1f}" height="14" rx="2"/>'
             f'<path class="whisker" d="M{x(score - half):.1f} {y + 9}H{x(score + half):.1f}"/>'
             f'<text class="soft" x="{max(x(score + half), x(0)) + 6:.1f}" y="{y + 13}">{_number(score)}</text></g>'
@@ -130,12 +136,22 @@ def _scatter(scores: np.ndarray) -> str:
     for decade in range(int(most) + 1):
         at = x(decade)
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{height - bottom}"/>')
-        parts.append(f'<text class="soft" x="{at:.1f}" y="{height - bottom + 18}" text-anchor="middle">{10**decade:,}</text>')
+        parts.append(
+            f'<text class="soft" x="{at:.1f}" y="{height - bottom + 18}" text-anchor="middle">{10**decade:,}</text>'
+        )
     for tick in _ticks(y_low, y_high):
-        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="soft" x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
-    parts.append(f'<text class="soft" x="{WIDTH / 2}" y="{height - 8}" text-anchor="middle">different values</text>')
-    parts.append(f'<text class="soft" x="14" y="{height / 2}" text-anchor="middle" transform="rotate(-90 14 {height / 2})">score</text>')
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        )
+        parts.append(
+            f'<text class="soft" x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>'
+        )
+    parts.append(
+        f'<text class="soft" x="{WIDTH / 2}" y="{height - 8}" text-anchor="middle">different values</text>'
+    )
+    parts.append(
+        f'<text class="soft" x="14" y="{height / 2}" text-anchor="middle" transform="rotate(-90 14 {height / 2})">score</text>'
+    )
     boxes: list[tuple[float, float, float]] = []
     labels: list[str] = []
     for rank, (r, card) in enumerate(zip(scores[:2000], cards, strict=False)):
@@ -146,27 +162,36 @@ def _scatter(scores: np.ndarray) -> str:
             if control
             else f'<circle class="{_e(r["kind"])}" cx="{a:.1f}" cy="{b:.1f}" r="4"/>'
         )
-        parts.append(f"<g><title>{_e(r['feature'])}: {float(r['score']):.6g}, {int(card):,} values</title>{mark}</g>")
+        parts.append(
+            f"<g><title>{_e(r['feature'])}: {float(r['score']):.6g}, {int(card):,} values</title>{mark}</g>"
+        )
         name = _short(str(r["feature"]).removeprefix("CONTROL-"), 24)
-        wide = 6.6 * len(name)
-        free = all(abs(b - v) > 14 or a + wide < u or u + w < a for u, v, w in boxes)
+        wide = 7.2 * len(name)
+        anchor, at = ("end", a - 8) if a + wide + 10 > WIDTH - right else ("start", a + 8)
+        from_ = at - wide if anchor == "end" else at
+        free = all(abs(b - v) > 15 or from_ + wide < u or u + w < from_ for u, v, w in boxes)
         if (control or rank < 12) and free:
-            boxes.append((a, b, wide + 12))
-            anchor, at = ("end", a - 8) if a + wide + 10 > WIDTH - right else ("start", a + 8)
-            labels.append(f'<text class="halo" x="{at:.1f}" y="{b - 6:.1f}" text-anchor="{anchor}">{_e(name)}</text>')
+            boxes.append((from_, b, wide))
+            labels.append(
+                f'<text class="halo" x="{at:.1f}" y="{b - 6:.1f}" text-anchor="{anchor}">{_e(name)}</text>'
+            )
     return _legend(scores) + "".join(parts + labels) + "</svg>"
 
 
 def _heatmap(names: Sequence[str], matrix: np.ndarray) -> str:
-    left, top = 250, 150
+    left, top = 270, 150
     cell = min(30, (WIDTH - left - 10) / len(names))
     height = top + cell * len(names) + 8
     parts = [_open(height, "redundancy")]
     for i, name in enumerate(names):
         middle = cell * (i + 0.5)
-        parts.append(f'<text x="{left - 8}" y="{top + middle + 4:.1f}" text-anchor="end">{_e(_short(name, 36))}</text>')
+        parts.append(
+            f'<text x="{left - 8}" y="{top + middle + 4:.1f}" text-anchor="end">{_e(_short(name, 34))}</text>'
+        )
         at = left + middle
-        parts.append(f'<text transform="translate({at + 4:.1f} {top - 8}) rotate(-60)">{_e(_short(name, 22))}</text>')
+        parts.append(
+            f'<text transform="translate({at + 4:.1f} {top - 8}) rotate(-60)">{_e(_short(name, 22))}</text>'
+        )
         for j, other in enumerate(names):
             value = float(matrix[i, j])
             parts.append(
@@ -189,7 +214,7 @@ def _gains(scores: np.ndarray) -> list[tuple[str, str, float]]:
         elif kind == "transform":
             parts = (name.partition("_tr_")[0],)
         found = [known[part] for part in parts if part in known]
-        if found:
+        if found and float(r["score"]) > max(found) + 1e-9:
             gains.append((name, kind, float(r["score"]) - max(found)))
     return sorted(gains, key=lambda gain: -gain[2])[:GAINS]
 
@@ -203,7 +228,10 @@ def _gain_bars(gains: list[tuple[str, str, float]]) -> str:
 
 
 def _table(ranker: FeatureRanker) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("", "feature", "score", "spread", "values", "covered", "bytes", "kind"))
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("", "feature", "score", "spread", "values", "covered", "bytes", "kind")
+    )
     rows = []
     for i, r in enumerate(ranker.scores_[:1000], 1):
         size = ranker.bytes_per_value_.get(r["feature"])
@@ -212,7 +240,9 @@ def _table(ranker: FeatureRanker) -> str:
             f"{r['coverage']:.1f} %", "" if size is None else f"{size:.1f}",
         ]  # fmt: skip
         numbers = "".join(f'<td class="num">{cell}</td>' for cell in cells)
-        rows.append(f'<tr><td class="num">{i}</td><td>{_e(r["feature"])}</td>{numbers}<td>{_e(r["kind"])}</td></tr>')
+        rows.append(
+            f'<tr><td class="num">{i}</td><td>{_e(r["feature"])}</td>{numbers}<td>{_e(r["kind"])}</td></tr>'
+        )
     more = len(ranker.scores_) - len(rows)
     rest = f"<p>{more:,} more in the files.</p>" if more > 0 else ""
     return f"<details><summary>{len(ranker.scores_):,} columns</summary><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{rest}</details>"

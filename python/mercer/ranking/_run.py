@@ -124,7 +124,11 @@ class Run:
             self.batches += 1
             self.last = frame
         done = time.perf_counter()
-        step = {"encoding_columns": made - clock, "counting": counted - made, "feature_score_computation": done - counted}
+        step = {
+            "encoding_columns": made - clock,
+            "counting": counted - made,
+            "feature_score_computation": done - counted,
+        }
         self.steps.append(step)
         for name, seconds in step.items():
             self.seconds[name] += seconds
@@ -155,7 +159,9 @@ class Run:
         at = frame.index(self.plan.weight, "weight")
         w = _features.numbers(frame.batch.values(at))[frame.batch.codes(at)]
         if not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
-            raise ValueError(f"weight must be finite and >= 0, not all 0, in every batch; column {self.plan.weight!r} is not")
+            raise ValueError(
+                f"weight must be finite and >= 0, not all 0, in every batch; column {self.plan.weight!r} is not"
+            )
         keep = [i for i in range(len(frame.names)) if i != at]
         frame.batch, frame.names = frame.batch.select(keep), [frame.names[i] for i in keep]
         frame.kinds = [frame.kinds[i] for i in keep]
@@ -237,7 +243,9 @@ class Run:
         if plan.order_3mr:
             self._score_joint(frame, label, 2, AND_REL, weights)
 
-    def _score_joint(self, frame: Frame, label: int, order: int, joint: str, weights: np.ndarray | None) -> None:
+    def _score_joint(
+        self, frame: Frame, label: int, order: int, joint: str, weights: np.ndarray | None
+    ) -> None:
         """Interactions with the label, in pieces that fit."""
         for batch, names in self._interactions(frame, label, order, joint):
             part = Frame(frame.batch.select([label]), [self.plan.label], ["column"])
@@ -337,14 +345,17 @@ class Run:
             if (a == label) != (b == label):
                 found[b if a == label else a] = (score, width, count)
         if self.plan.aggregate == "global":
-            score, kwargs = self.plan.score, {}
-            if score == "mi_corrected":
-                kwargs = {"correction": self.plan.correction}
+            score, correction = self.plan.score, self.plan.correction or "expected"
+            correction = correction if score == "mi_corrected" else "expected"
             for name in self.counts.names:
                 if name != label:
                     whole = self.counts.score(
-                        name, score, permutations=self.plan.permutations, random_state=self.plan.seed, **kwargs
-                    )  # type: ignore[arg-type]
+                        name,
+                        score,
+                        correction=correction,
+                        permutations=self.plan.permutations,
+                        random_state=self.plan.seed,
+                    )
                     found[name] = (whole, *found.get(name, (0.0, 0.0, 0))[1:])
         relations = {name for name, kind in self.kinds.items() if kind == "relation"}
         rows = []
@@ -352,7 +363,18 @@ class Run:
             if name not in relations:
                 facts = self.counts.summary(name)
                 kind = self.kinds.get(name, "column")
-                rows.append((name, score, width, count, facts["cardinality"], facts["coverage"], kind, facts["sketched"]))
+                rows.append(
+                    (
+                        name,
+                        score,
+                        width,
+                        count,
+                        facts["cardinality"],
+                        facts["coverage"],
+                        kind,
+                        facts["sketched"],
+                    )
+                )
         table = np.array(rows, dtype=SCORE)
         return table[np.argsort(-table["score"], kind="stable")] if len(table) else table
 
@@ -372,7 +394,9 @@ class Run:
                 relation[i, j] = relation[j, i] = score
             elif a in at and b in at:
                 redundancy[at[a], at[b]] = redundancy[at[b], at[a]] = score
-        order, values = _scores.rank_3mr(*map(_unit, (relevance, redundancy, relation)), return_scores=True)
+        order, values = _scores.rank_3mr(
+            _unit(relevance), _unit(redundancy), _unit(relation), return_scores=True
+        )
         table = np.empty(f, dtype=[("feature", object), ("score", np.float64)])
         table["feature"], table["score"] = [names[i] for i in order], values
         return table
@@ -382,7 +406,9 @@ class Run:
         if self.last is None:
             return None
         known = {name: i for i, name in enumerate(self.last.names)}
-        names = [name for name in scores["feature"] if name in known and self.kinds[name] != "control"][:SHOWN]
+        names = [name for name in scores["feature"] if name in known and self.kinds[name] != "control"][
+            :SHOWN
+        ]
         rows, cols = np.triu_indices(len(names))
         pairs = [(known[names[i]], known[names[j]]) for i, j in zip(rows, cols, strict=True)]
         values = self.last.batch.score(pairs, "symmetric_uncertainty", threads=self.plan.threads)

@@ -194,6 +194,9 @@ def pearson(a: Any, b: Any) -> Any:
     """
     columns, single = _columns("a", a)
     label = _codes("b", b, len(columns[0])).astype(np.float64)
+    for column in (*columns, label):
+        if column.min() < 0:
+            raise ValueError(f"codes must be >= 0, got {column.min():.0f} at row {column.argmin()}")
     scores = np.array([correlation(column.astype(np.float64), label) for column in columns])
     return float(scores[0]) if single else scores
 
@@ -238,8 +241,11 @@ def pairwise_mi(
                 f"pairs must be (m, 2) column numbers, got shape {wanted.shape} of {wanted.dtype}"
             )
         if wanted.size and not (0 <= wanted.min() and wanted.max() < f):
-            raise ValueError(f"pairs must be column numbers in [0, {f - 1}], got {wanted.min()} … {wanted.max()}")
-        return batch.score(wanted.tolist(), "information", threads=threads) * scale
+            raise ValueError(
+                f"pairs must be column numbers in [0, {f - 1}], got {wanted.min()} … {wanted.max()}"
+            )
+        chosen = [(i, j) for i, j in wanted.tolist()]
+        return batch.score(chosen, "information", threads=threads) * scale
     rows, cols = np.triu_indices(f)
     scores = batch.score(list(zip(rows.tolist(), cols.tolist(), strict=True)), "information", threads=threads)
     matrix = np.empty((f, f))
@@ -315,7 +321,12 @@ def rank_3mr(
         if not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite, got NaN or infinity")
     order = _core.rank_3mr(
-        rel, *square, _checks.real("alpha", alpha, 0.0), _checks.real("beta", beta, 0.0), strategy
+        rel,
+        square[0],
+        square[1],
+        _checks.real("alpha", alpha, 0.0),
+        _checks.real("beta", beta, 0.0),
+        strategy,
     )
     chosen = np.array([f for f, _ in order], dtype=np.int64)
     return (chosen, np.array([score for _, score in order])) if return_scores else chosen
@@ -355,7 +366,9 @@ def sampling_ratio(name: str, value: Any) -> float:
     return ratio
 
 
-def _pairs_with(a: Any, b: Any, score: str, *, weights: Any = None, threads: Any = None, **options: Any) -> Any:
+def _pairs_with(
+    a: Any, b: Any, score: str, *, weights: Any = None, threads: Any = None, **options: Any
+) -> Any:
     columns, single = _columns("a", a)
     label = _codes("b", b, len(columns[0]))
     n = len(label)

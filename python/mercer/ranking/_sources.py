@@ -221,7 +221,9 @@ def _pyarrow(name: str) -> Any:
 
 
 def _is_table(value: Any) -> bool:
-    return isinstance(value, Mapping | np.ndarray) or hasattr(value, "columns") or hasattr(value, "column_names")
+    return (
+        isinstance(value, Mapping | np.ndarray) or hasattr(value, "columns") or hasattr(value, "column_names")
+    )
 
 
 def _slices(table: Any, rows: int, every: int) -> Iterator[Any]:
@@ -300,13 +302,19 @@ def batch_of(table: Any) -> tuple[Any, list[str], set[str]]:
         raise TypeError(f"a batch must be a table, got {type(table).__name__}")
     names = [str(name) for name, _ in named]
     if len(set(names)) < len(names):
-        raise ValueError(f"columns must have different names, got {sorted(n for n in names if names.count(n) > 1)}")
+        raise ValueError(
+            f"columns must have different names, got {sorted(n for n in names if names.count(n) > 1)}"
+        )
     rows = _length(table)
     if not rows:
         raise ValueError("a batch must have at least one row, got none")
     encoded, numeric = [], set()
     for (_, column), name in zip(named, names, strict=True):
-        if str(getattr(column, "dtype", getattr(column, "type", ""))).lower().startswith(("float", "double", "half")):
+        if (
+            str(getattr(column, "dtype", getattr(column, "type", "")))
+            .lower()
+            .startswith(("float", "double", "half"))
+        ):
             numeric.add(name)
         encoded.append(_encode(column))
     return _core.RankBatch.from_codes(encoded, rows), names, numeric
@@ -322,7 +330,7 @@ def _encode(column: Any) -> tuple[np.ndarray, list[bytes]]:
         if not hasattr(column, "indices"):
             column = column.dictionary_encode()
         codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        values: Sequence[Any] = column.dictionary.to_pylist()
+        values: Any = column.dictionary.to_pylist()
     elif hasattr(column, "cat") and str(column.dtype) == "category":  # pandas
         codes, values = column.cat.codes.to_numpy(), column.cat.categories.tolist()
     elif hasattr(column, "factorize"):

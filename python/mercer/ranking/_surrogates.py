@@ -12,7 +12,9 @@ SURROGATES = ("surrogate-LR", "surrogate-SGD", "surrogate-SVM", "surrogate-SGD-R
 _FOLDS, _SVD, _PROJECTION = 2, 2, 1024
 
 
-def surrogate_score(features: Any, label: Any, model: str = "surrogate-SGD", *, random_state: int = 0) -> float:
+def surrogate_score(
+    features: Any, label: Any, model: str = "surrogate-SGD", *, random_state: int = 0
+) -> float:
     """1 + the median over two folds of the negative log-loss of a model on the one-hot encoded columns.
 
     Args:
@@ -33,6 +35,7 @@ def surrogate_score(features: Any, label: Any, model: str = "surrogate-SGD", *, 
         raise ValueError(f"model must be one of {', '.join(map(repr, SURROGATES))}, got {model!r}")
     try:
         from sklearn import (
+            calibration,
             decomposition,
             linear_model,
             model_selection,
@@ -53,14 +56,18 @@ def surrogate_score(features: Any, label: Any, model: str = "surrogate-SGD", *, 
         raise ValueError(f"features must be (n, f) and label (n,), got {codes.shape} and {y.shape}")
     smallest = np.unique(y, return_counts=True)[1]
     if len(smallest) < 2 or smallest.min() < _FOLDS:
-        raise ValueError(f"label must have at least 2 values of {_FOLDS} rows each, got counts {smallest.tolist()}")
+        raise ValueError(
+            f"label must have at least 2 values of {_FOLDS} rows each, got counts {smallest.tolist()}"
+        )
     one_hot = preprocessing.OneHotEncoder().fit_transform(codes)
     sgd = linear_model.SGDClassifier(max_iter=100_000, loss="log_loss", random_state=random_state)
     classifier: Any = sgd
     if model == "surrogate-LR":
         classifier = linear_model.LogisticRegression(max_iter=100_000)
     elif model == "surrogate-SVM":
-        classifier = svm.SVC(gamma="auto", probability=True, random_state=random_state)
+        # Platt's probabilities, as the public tool's; scikit-learn 1.9 moved them out of the machine itself.
+        machine = svm.SVC(gamma="auto", random_state=random_state)
+        classifier = calibration.CalibratedClassifierCV(machine, ensemble=False)
     elif model == "surrogate-SGD-RP":
         project = random_projection.SparseRandomProjection(
             n_components=min(one_hot.shape[1], _PROJECTION), random_state=random_state

@@ -104,10 +104,12 @@ def _recovery(seeds: int, rows: list[Row]) -> dict[str, Any]:
             f"signals (of 4) above all noise, {name} correction; baseline plain information; least of {seeds} seeds",
             "", baseline=min(above["plain"]), ours=min(above[name]), better="higher",
             holds=min(above[name]) == 4 and max(above["plain"]) < 4, must_hold=True,
-            spread=(min(above[name]), max(above[name])), note="a signal fell below noise, or plain information found all",
+            spread=(min(above[name]), max(above[name])),
+            note="a signal fell below noise, or plain information found all",
         ))  # fmt: skip
     rows.append(Row(
-        "score of an identifier; baseline plain information", "nats", baseline=float(np.mean([a for a, _ in identifiers])),
+        "score of an identifier; baseline plain information", "nats",
+        baseline=float(np.mean([a for a, _ in identifiers])),
         ours=float(np.max(np.abs([b for _, b in identifiers]))), better="lower",
         holds=all(b == 0 for _, b in identifiers), must_hold=True, note="not exactly 0",
     ))  # fmt: skip
@@ -120,7 +122,9 @@ def _recovery(seeds: int, rows: list[Row]) -> dict[str, Any]:
 
 def _oracles(rows: list[Row]) -> None:
     a, b = np.array([0, 0, 1, 1, 2, 2, 2]), np.array([0, 1, 1, 1, 0, 2, 1])
-    mean = math.fsum(ranking.mutual_information(a, np.array(p)) for p in itertools.permutations(b)) / math.factorial(7)
+    mean = math.fsum(
+        ranking.mutual_information(a, np.array(p)) for p in itertools.permutations(b)
+    ) / math.factorial(7)
     error = abs(ranking.expected_mutual_information(a, b) - mean)
     rows.append(Row(
         "expected information against all 5040 permutations", "nats", ours=error, better="lower", holds=error < 1e-12,
@@ -216,7 +220,12 @@ def _tables() -> dict[str, Callable[[np.random.Generator], tuple[np.ndarray, np.
         told = data.data.astype(np.int64)
         return np.column_stack([told, *_nothing(rng, len(told), 30)]), (data.target % 2).astype(np.int64)
 
-    return {"made click log": click_log, "naive (column 30)": naive, "breast cancer": cancer, "digits, parity": digits}
+    return {
+        "made click log": click_log,
+        "naive (column 30)": naive,
+        "breast cancer": cancer,
+        "digits, parity": digits,
+    }
 
 
 def _nothing(rng: np.random.Generator, n: int, count: int) -> list[np.ndarray]:

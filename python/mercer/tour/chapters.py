@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mercer.tour import density, directions
+from mercer.tour import columns, density, directions
 from mercer.tour.chapter import Chapter
 
-CHAPTERS: tuple[Chapter, ...] = (directions.CHAPTER, density.CHAPTER)
+CHAPTERS: tuple[Chapter, ...] = (directions.CHAPTER, density.CHAPTER, columns.CHAPTER)

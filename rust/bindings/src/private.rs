@@ -134,8 +134,13 @@ pub fn private_sum_up(py: Python<'_>, mut trees: PyReadwriteArray2<'_, i64>) -> 
     agree("trees", (size + 1).is_power_of_two() && size >= 1)?;
     let levels = (size + 1).trailing_zeros() - 1;
     let trees = trees.as_slice_mut()?;
-    py.detach(|| trees.chunks_exact_mut(size).for_each(|tree| tree::sum_up(tree, levels)));
-    Ok(())
+    interrupt::run(py, size > 1 << 16, |cancel| {
+        pool::share(pool::threads(None), trees.chunks_exact_mut(size), |tree| {
+            cancel.check()?;
+            tree::sum_up(tree, levels);
+            Ok(())
+        })
+    })
 }
 
 /// Sums of absolute differences to each column of noisy trees.

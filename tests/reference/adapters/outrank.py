@@ -13,7 +13,7 @@ from adapters import Arrays, Case, Check, table, worst
 from mercer import ranking
 
 EXACT, FLOAT32 = 1e-12, 2e-6
-# scikit-learn's logarithms of factorials lose 2e-12 on the column of identifiers, where 40 digits give 0 (and we 3e-16).
+# scikit-learn's logarithms of factorials lose 2e-12 on the column of identifiers: 40 digits give 0 there, and we 3e-16.
 SCIKIT_LEARN = 4e-12
 
 

@@ -9,8 +9,8 @@ use crate::pool;
 use crate::private::RowError;
 use crate::real::Real;
 
-/// Rows whose leaves are found before they are counted: their numbers stay in the first-level cache.
-const BLOCK: usize = 512;
+/// Rows whose leaves are found before they are counted, column by column: as many as stay in the second-level cache.
+const BLOCK: usize = 4096;
 /// Columns that one piece of the work counts: what a cache line holds of a row.
 const COLUMNS: usize = 8;
 
@@ -55,25 +55,39 @@ pub fn count<T: Real>(
     // Where columns do not keep every thread busy the rows are split, each part with counters of its own.
     let parts = threads.div_ceil(groups).min(n.div_ceil(1 << 16)).max(1);
     let rows = n.div_ceil(parts).max(1);
-    let mut found: Vec<(usize, usize, Vec<u32>)> = (0..parts)
+    let mut found: Vec<(usize, usize, Counts)> = (0..parts)
         .flat_map(|part| (0..groups).map(move |g| (part, g * COLUMNS)))
-        .map(|(part, first)| (part, first, vec![0; COLUMNS.min(d - first) * leaves]))
+        .map(|(part, first)| (part, first, Counts::new(COLUMNS.min(d - first) * leaves)))
         .collect();
     pool::share(threads, found.iter_mut(), |(part, first, counts)| {
         let columns = &columns[*first..(*first + COLUMNS).min(d)];
         let from = (*part * rows).min(n);
-        for start in (from..(from + rows).min(n)).step_by(1 << 15) {
+        for start in (from..(from + rows).min(n)).step_by(1 << 16) {
             cancel.check()?;
-            let end = (start + (1 << 15)).min((from + rows).min(n));
+            let end = (start + (1 << 16)).min((from + rows).min(n));
             dispatch(CountRows { x, d, first: *first, columns, levels, outside, rows: start..end, counts })?;
         }
         Ok::<(), RowError>(())
     })?;
     for (_, first, counted) in &found {
-        let kept = &mut counts[first * leaves..][..counted.len()];
-        kept.iter_mut().zip(counted).for_each(|(a, &b)| *a += i64::from(b));
+        let kept = &mut counts[first * leaves..][..counted.low.len()];
+        let counted = counted.low.iter().zip(&counted.carried);
+        kept.iter_mut().zip(counted).for_each(|(a, (&low, &carried))| *a += i64::from(low) + (i64::from(carried) << 8));
     }
     Ok(())
+}
+
+/// Counters whose low bytes lie close together: a million of them stay in the second-level cache.
+struct Counts {
+    low: Vec<u8>,
+    /// How often each low byte went round; memory that is never touched where none does.
+    carried: Vec<u32>,
+}
+
+impl Counts {
+    fn new(n: usize) -> Self {
+        Self { low: vec![0; n], carried: vec![0; n] }
+    }
 }
 
 struct CountRows<'a, T> {
@@ -84,7 +98,7 @@ struct CountRows<'a, T> {
     levels: u32,
     outside: Outside,
     rows: std::ops::Range<usize>,
-    counts: &'a mut [u32],
+    counts: &'a mut Counts,
 }
 
 impl<T: Real> Kernel for CountRows<'_, T> {
@@ -103,7 +117,7 @@ impl<T: Real> Kernel for CountRows<'_, T> {
         }
         let whole = columns.len() == COLUMNS;
         let top = (leaves - 1) as f64;
-        let mut leaf = [[0i32; COLUMNS]; BLOCK];
+        let mut leaf = vec![[0i32; COLUMNS]; BLOCK];
         for start in rows.clone().step_by(BLOCK) {
             let count = BLOCK.min(rows.end - start);
             let mut bad = [false; COLUMNS];
@@ -140,9 +154,14 @@ impl<T: Real> Kernel for CountRows<'_, T> {
                     }
                 }
             }
-            for (c, counts) in counts.chunks_exact_mut(leaves).enumerate() {
+            let (low, carried) = (counts.low.chunks_exact_mut(leaves), counts.carried.chunks_exact_mut(leaves));
+            for (c, (low, carried)) in low.zip(carried).enumerate() {
                 for leaf in &leaf[..count] {
-                    counts[leaf[c] as usize & (leaves - 1)] += 1;
+                    let at = leaf[c] as usize & (leaves - 1);
+                    low[at] = low[at].wrapping_add(1);
+                    if low[at] == 0 {
+                        carried[at] += 1;
+                    }
                 }
             }
         }
