@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -97,16 +98,10 @@ def _speed(train: np.ndarray, test: np.ndarray, h: float) -> Table:
         warnings.simplefilter("ignore", density.CondensationWarning)
         ours = density.KernelDensity(h).fit(train)
     peer = KernelDensity(bandwidth=h).fit(train)
-    ours.score_samples(few)
-    clock = time.perf_counter()
-    mine = ours.score_samples(few)
-    middle = time.perf_counter()
-    theirs = peer.score_samples(few)
-    end = time.perf_counter()
     grid = np.geomspace(h / 2, h * 2, 16)
-    begun = time.perf_counter()
-    ours.score_samples(few, bandwidth=grid)
-    sixteen = time.perf_counter() - begun
+    mine, our_seconds = _best_of_3(lambda: ours.score_samples(few))
+    theirs, their_seconds = _best_of_3(lambda: peer.score_samples(few))
+    _, sixteen = _best_of_3(lambda: ours.score_samples(few, bandwidth=grid))
     logs = np.array([-((x.astype(np.float64) - train) ** 2).sum(1) for x in few]) / (2 * h * h)
     top = logs.max(1)
     true = np.log(np.exp(logs - top[:, None]).sum(1)) + top - math.log(len(train))
@@ -117,9 +112,9 @@ def _speed(train: np.ndarray, test: np.ndarray, h: float) -> Table:
         [
             [
                 "one bandwidth",
-                f"{(end - middle) * 1e3:.1f} ms",
-                Cell(f"{(middle - clock) * 1e3:.2f} ms", "good"),
-                f"{(end - middle) / (middle - clock):.0f} times the speed",
+                f"{their_seconds * 1e3:.1f} ms",
+                Cell(f"{our_seconds * 1e3:.2f} ms", "good"),
+                f"{their_seconds / our_seconds:.0f} times the speed",
             ],
             [
                 "largest error of a log density",
@@ -138,6 +133,15 @@ def _speed(train: np.ndarray, test: np.ndarray, h: float) -> Table:
         baseline="scikit-learn",
         ours="mercer",
     )
+
+
+def _best_of_3(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    seconds = []
+    for _ in range(3):
+        clock = time.perf_counter()
+        found = work()
+        seconds.append(time.perf_counter() - clock)
+    return found, min(seconds)
 
 
 def _line(x: float, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
