@@ -9,7 +9,6 @@ depend on the number of threads.
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import warnings
 from typing import Any
 
@@ -315,8 +314,3 @@ def warn_condensed(h: float, h_g: float) -> None:
         CondensationWarning,
         stacklevel=3,
     )
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is one real number."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

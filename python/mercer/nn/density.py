@@ -125,11 +125,13 @@ class _LogKernelSums(torch.autograd.Function):
     """log sum over j of w_j K((x_i - y_j)/h), (m, H)."""
 
     @staticmethod
-    def forward(ctx, X, Y, h, weights, kernel, leave_one_out):  # type: ignore[no-untyped-def]
-        out = _log_kernel_sums(X, Y, h, weights, kernel, leave_one_out)
-        ctx.save_for_backward(X, Y, h, weights, out)
-        ctx.kernel, ctx.leave_one_out = kernel, leave_one_out
-        return out
+    def forward(X, Y, h, weights, kernel, leave_one_out):  # type: ignore[no-untyped-def]
+        return _log_kernel_sums(X, Y, h, weights, kernel, leave_one_out)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        X, Y, h, weights, ctx.kernel, ctx.leave_one_out = inputs
+        ctx.save_for_backward(X, Y, h, weights, output)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

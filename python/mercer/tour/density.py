@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -92,30 +93,35 @@ def _rules(train: np.ndarray, test: np.ndarray) -> tuple[Table, float]:
 def _speed(train: np.ndarray, test: np.ndarray, h: float) -> Table:
     from sklearn.neighbors import KernelDensity
 
-    few = test[:200]
+    few = test[:100]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", density.CondensationWarning)
         ours = density.KernelDensity(h).fit(train)
     peer = KernelDensity(bandwidth=h).fit(train)
-    ours.score_samples(few)
-    clock = time.perf_counter()
-    mine = ours.score_samples(few)
-    middle = time.perf_counter()
-    theirs = peer.score_samples(few)
-    end = time.perf_counter()
     grid = np.geomspace(h / 2, h * 2, 16)
-    begun = time.perf_counter()
-    ours.score_samples(few, bandwidth=grid)
-    sixteen = time.perf_counter() - begun
-    off = float(np.abs(mine - theirs).max() / np.abs(theirs).max())
+    mine, our_seconds = _best_of_3(lambda: ours.score_samples(few))
+    theirs, their_seconds = _best_of_3(lambda: peer.score_samples(few))
+    _, sixteen = _best_of_3(lambda: ours.score_samples(few, bandwidth=grid))
+    logs = np.array([-((x.astype(np.float64) - train) ** 2).sum(1) for x in few]) / (2 * h * h)
+    top = logs.max(1)
+    true = np.log(np.exp(logs - top[:, None]).sum(1)) + top - math.log(len(train))
+    true -= train.shape[1] / 2 * math.log(2 * math.pi * h * h)
+    errors = [float(np.abs(found - true).max()) for found in (theirs, mine)]
     return Table(
         [f"{len(few)} documents against {len(train):,}", "scikit-learn", "mercer", ""],
         [
             [
                 "one bandwidth",
-                f"{(end - middle) * 1e3:.1f} ms",
-                Cell(f"{(middle - clock) * 1e3:.2f} ms", "good"),
-                f"{(end - middle) / (middle - clock):.0f} times the speed; they agree to {off:.0e} (ours in float32)",
+                f"{their_seconds * 1e3:.1f} ms",
+                Cell(f"{our_seconds * 1e3:.2f} ms", "good"),
+                f"{their_seconds / our_seconds:.0f} times the speed",
+            ],
+            [
+                "largest error of a log density",
+                Cell(f"{errors[0]:.2g}", "bad" if errors[0] > 1 else ""),
+                Cell(f"{errors[1]:.1g}", "good"),
+                "against the definition in float64; a tree that keeps bounds by adding and subtracting loses the "
+                "small ones",
             ],
             [
                 "sixteen bandwidths",
@@ -127,6 +133,15 @@ def _speed(train: np.ndarray, test: np.ndarray, h: float) -> Table:
         baseline="scikit-learn",
         ours="mercer",
     )
+
+
+def _best_of_3(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    seconds = []
+    for _ in range(3):
+        clock = time.perf_counter()
+        found = work()
+        seconds.append(time.perf_counter() - clock)
+    return found, min(seconds)
 
 
 def _line(x: float, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,8 @@
 mod rows;
 mod state;
 mod sums;
+#[cfg(test)]
+mod tests;
 
 pub use sums::{NotFinite, Outputs, Problem, largest, log_kernel_sums};
 
