@@ -77,13 +77,17 @@ def test_labels_are_public_and_can_be_given(blobs):
     with pytest.raises(ValueError, match="y must hold labels of classes, got 'd'"):
         PrivateSimilarityClassifier(classes=["a", "b", "c"]).fit(X, y)
     private = PrivateSimilarityClassifier(classes=["z", "a", "b", "c", "d"], n_features=8).fit(X, y)
-    assert private.classes_.tolist() == list("abcdz") and "as given" in private.release_.statement["public"][-1]
+    assert (
+        private.classes_.tolist() == list("abcdz") and "as given" in private.release_.statement["public"][-1]
+    )
 
 
 def test_classes_differ_from_neighbours_by_one_row_and_a_users_rows_count_together(blobs):
     X, y = blobs
     users = np.arange(2000) // 10
-    private = PrivateSimilarityClassifier(epsilon=1e7, max_rows_per_user=2, n_features=4).fit(X, y, users=users)
+    private = PrivateSimilarityClassifier(epsilon=1e7, max_rows_per_user=2, n_features=4).fit(
+        X, y, users=users
+    )
     assert private.release_.count == 400
 
 
