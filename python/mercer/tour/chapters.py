@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mercer.tour import directions
+from mercer.tour import directions, private_density
 from mercer.tour.chapter import Chapter
 
-CHAPTERS: tuple[Chapter, ...] = (directions.CHAPTER,)
+CHAPTERS: tuple[Chapter, ...] = (directions.CHAPTER, private_density.CHAPTER)
