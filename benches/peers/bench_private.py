@@ -46,10 +46,11 @@ def rows(quick: bool) -> Iterator[Row]:
     X = np.random.default_rng(0).random((n, d))
     for levels in (16, 20):
         yield compare(
-            f"dyadic trees, n = {n}, {d} columns, {levels} levels", "numpy", ours=lambda L=levels: our_trees(X, L, 2),
-            theirs=lambda L=levels: numpy_trees(X, L), elements=X.size, threads=2, rounds=rounds, note="without noise",
+            f"dyadic trees, n = {n}, {d} columns, {levels} levels", "numpy",
+            ours=lambda X=X, L=levels: our_trees(X, L, 2), theirs=lambda X=X, L=levels: numpy_trees(X, L),
+            elements=X.size, threads=2, rounds=rounds, note="without noise",
         )  # fmt: skip
-    del X
+
     # Not the same work: NumPy's noise is of doubles from a generator that is no secret. What exactness costs.
     laws = {
         "discrete Laplace, scale 64": (Law(False, 1, 6), lambda rng, k: rng.laplace(scale=64, size=k)),
@@ -82,8 +83,8 @@ def rows(quick: bool) -> Iterator[Row]:
             return out
 
         yield compare(
-            f"l1 queries to a release, {d} column{'s' * (d > 1)}", "numpy", ours=lambda r=release, Y=Y: r.query(Y, threads=2),
-            theirs=sorted_sums, elements=m * d, threads=2, rounds=rounds,
+            f"l1 queries to a release, {d} column{'s' * (d > 1)}", "numpy",
+            ours=lambda r=release, Y=Y: r.query(Y, threads=2), theirs=sorted_sums, elements=m * d, threads=2, rounds=rounds,
             note="numpy: exact sums by a sorted array, without privacy",
         )  # fmt: skip
     yield from hadamard(quick, rounds)
@@ -119,41 +120,32 @@ def classifiers(quick: bool) -> Iterator[Row]:
     X, y = load_digits(return_X_y=True)
     X = X / np.linalg.norm(X, axis=1, keepdims=True)
     seeds = 2 if quick else 8
+    orders = np.stack([np.random.default_rng(seed).permutation(len(X)) for seed in range(seeds)])
+    parts = [(order[:1257], order[1257:]) for order in orders]
+    names: dict[str, dict] = {
+        "2048 features": {},
+        "128 features": {"n_features": 128, "bandwidth": 0.5},
+        "pure epsilon": {"mechanism": "laplace", "delta": None, "bandwidth": 0.7},
+    }
     for epsilon, (epochs, batch, rate, clip) in SETTINGS.items():
-        theirs: list[float] = []
-        names = {"2048 features": {}, "128 features": {"n_features": 128, "bandwidth": 0.5}}
-        ours: dict[str, list[float]] = {name: [] for name in names}
-        for seed in range(seeds):
-            order = np.random.default_rng(seed).permutation(len(X))
-            a, b = order[:1257], order[1257:]
-            peer = Worker(
-                "opacus", "peer_opacus.py", ["opacus"], x=X[a], y=y[a], x_test=X[b], epsilon=np.array(epsilon),
-                delta=np.array(DELTA), seed=np.array(seed), epochs=np.array(epochs), batch=np.array(batch),
-                rate=np.array(rate), clip=np.array(clip),
-            )  # fmt: skip
-            theirs.append(float(np.mean(peer.result() == y[b])))
+        with Worker(
+            "opacus", "peer_opacus.py", ["opacus"], x=X, y=y, orders=orders, epsilon=np.array(epsilon),
+            delta=np.array(DELTA), epochs=np.array(epochs), batch=np.array(batch), rate=np.array(rate),
+            clip=np.array(clip),
+        ) as peer:  # fmt: skip
+            theirs = [
+                float(np.mean(peer.result() == y[b])) for _, b in parts
+            ]  # each call takes the next split
             for name, parameters in names.items():
-                fitted = private(epsilon, parameters).fit(X[a], y[a])
-                ours[name].append(fitted.score(X[b], y[b]))
-            if seed < seeds - 1:
-                peer.close()
-        with peer:
-            for name, parameters in names.items():
-                note = f"accuracy {spread(ours[name])}, Opacus {spread(theirs)}, {seeds} seeds"
+                fits = [(private(epsilon, parameters).fit(X[a], y[a]), b) for a, b in parts]
+                ours = [fitted.score(X[b], y[b]) for fitted, b in fits]
+                a = parts[0][0]
                 yield compare(
                     f"digits, epsilon = {epsilon:g}, {name}", "Opacus",
                     ours=lambda p=parameters, e=epsilon, a=a: private(e, p).fit(X[a], y[a]), theirs=peer,
-                    elements=len(a), threads=2, rounds=3, note=note,
+                    elements=len(a), threads=2, rounds=3,
+                    note=f"accuracy {spread(ours)}, Opacus {spread(theirs)}, {seeds} splits",
                 )  # fmt: skip
-        for name, parameters in (
-            ("kernel, pure epsilon", {"mechanism": "laplace", "delta": None, "bandwidth": 0.7}),
-        ):
-            scores = []
-            for seed in range(seeds):
-                order = np.random.default_rng(seed).permutation(len(X))
-                a, b = order[:1257], order[1257:]
-                scores.append(private(epsilon, parameters).fit(X[a], y[a]).score(X[b], y[b]))
-            print(f"  digits, epsilon = {epsilon:g}, {name}: accuracy {spread(scores)}", flush=True)
 
 
 def private(epsilon: float, parameters: dict) -> PrivateSimilarityClassifier:

@@ -1,7 +1,7 @@
 """Chapter: the density of real embeddings, released once under differential privacy, and what that costs in accuracy.
 
-The documents play the private rows. Two releases: a map of where they lie between two public subjects (two columns), and
-their density in all 384 dimensions. The baseline is the exact density, which a curator could not give away.
+The documents play the private rows. Two releases: a map of where they lie between two public subjects (two columns),
+and their density in all 384 dimensions. The baseline is the exact density, which a curator could not give away.
 """
 
 from __future__ import annotations
@@ -76,16 +76,16 @@ def _map_section(X: np.ndarray, axes: np.ndarray) -> Section:
         "A map that gives nobody away",
         [
             Text(
-                f"Suppose each of these {len(X):,} documents were a person's. Every document has a cosine to each of two "
-                f"public sentences: “{SUBJECTS[0]}” (to the right) and “{SUBJECTS[1]}” (upwards). What may be "
+                f"Suppose each of these {len(X):,} documents were a person's. Every document has a cosine to each of "
+                f"two public sentences: “{SUBJECTS[0]}” (to the right) and “{SUBJECTS[1]}” (upwards). What may be "
                 "published about where they lie? A sum of random features with exact discrete Gaussian noise: one file "
                 "that gives the density at any point, and whose bits change in distribution by at most a factor e^ε "
                 "(but for δ) when one document is taken out."
             ),
             Figure(
                 heat_maps(panels, GRID),
-                "Density of the documents over the two cosines, from the documents and from two releases. All three have "
-                "one scale.",
+                "Density of the documents over the two cosines, from the documents and from two releases. All three "
+                "have one scale.",
             ),
             Table(
                 ["release", "features", "file", "fit", "1,000 queries", "noise, as the file states it",
@@ -160,7 +160,7 @@ def _error_section(X: np.ndarray, repeats: int, report: object) -> Section:
                 f"{repeats} releases each.",
             ),
             Table(
-                ["ε", "error, pure ε", "error, Gaussian noise", "rank correlation, pure ε", "rank correlation, Gaussian"],
+                ["ε", "error, pure ε", "error, Gaussian noise", "rank correlation, pure ε", "the same, Gaussian"],
                 rows,
                 ours="error, Gaussian noise",
                 caption="Rank correlation: whether dense and sparse documents are told apart.",
