@@ -84,8 +84,8 @@ def rows(quick: bool) -> Iterator[Row]:
 
         yield compare(
             f"l1 queries to a release, {d} column{'s' * (d > 1)}", "numpy",
-            ours=lambda r=release, Y=Y: r.query(Y, threads=2), theirs=sorted_sums, elements=m * d, threads=2, rounds=rounds,
-            note="numpy: exact sums by a sorted array, without privacy",
+            ours=lambda r=release, Y=Y: r.query(Y, threads=2), theirs=sorted_sums, elements=m * d, threads=2,
+            rounds=rounds, note="numpy: exact sums by a sorted array, without privacy",
         )  # fmt: skip
     yield from hadamard(quick, rounds)
     yield from classifiers(quick)
