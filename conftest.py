@@ -17,7 +17,12 @@ settings.register_profile("thorough", max_examples=2000, **slow_machine)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 # Doctests import the module they stand in: without the extra it needs, it is left out.
-NEEDS = {"torch": "python/mercer/nn", "typer": "python/mercer/cli.py", "tokenizers": "python/mercer/tour"}
+NEEDS = {
+    "torch": "python/mercer/nn",
+    "typer": "python/mercer/cli.py",
+    "rich": "python/mercer/_rank_command.py",
+    "tokenizers": "python/mercer/tour",
+}
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -128,7 +128,7 @@ _TABLE = """
 47 | dendromap | DendroMap: Visual Exploration of Large-Scale Image Datasets for Machine Learning with Treemaps | understand.dendrogram | planned
 48 | gkcl | Generative Kernel Continual learning | nn.continual_kernel | planned
 49 | medical-concepts | Medical Concept Representation Learning from Electronic Health Records and its Application on Heart Failure Prediction | text.medical_concepts | planned
-50 | kde-large-dim | Kernel Density Estimators in Large Dimensions | density.kde | planned
+50 | kde-large-dim | Kernel Density Estimators in Large Dimensions | density nn.density | landed
 51 | espcn | Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural Network | vision.restoration.espcn | planned
 52 | long-convs | Simple Hardware-Efficient Long Convolutions for Sequence Modeling | nn.conv.long_conv ops.long_conv | planned
 53 | moment-probing | Tuning Pre-trained Model via Moment Probing | nn.moment_probe | planned
@@ -146,7 +146,7 @@ _TABLE = """
 65 | skyscript | SkyScript: A Large and Semantically Diverse Vision-Language Dataset for Remote Sensing | earth.skyscript | planned
 66 | sgconv | What Makes Convolutional Models Great on Long Sequence Modeling? | nn.conv.sgconv ops.long_conv | planned
 67 | open-set | Open-Set Recognition: a Good Closed-Set Classifier is All You Need? | understand.open_set | planned
-68 | outrank | OutRank: Speeding up AutoML-based Model Search for Large Sparse Data sets with Cardinality-aware Feature Ranking | ranking.feature_ranker | planned
+68 | outrank | OutRank: Speeding up AutoML-based Model Search for Large Sparse Data sets with Cardinality-aware Feature Ranking | ranking | landed
 69 | georsclip | RS5M and GeoRSCLIP: A Large Scale Vision-Language Dataset and A Large Vision-Language Model for Remote Sensing | earth.georsclip | planned
 70 | ssd | SSD: Single Shot MultiBox Detector | vision.detection.ssd | planned
 71 | optfs | Optimizing Feature Set for Click-Through Rate Prediction | ctr.optfs | planned

@@ -1,4 +1,4 @@
-"""The command line: `mercer list | show | reproduce | tour | release | query | versions`.
+"""The command line: `mercer list | show | reproduce | tour | rank | release | query | versions`.
 
 Needs the extra `cli` (typer and rich). A command imports what it needs when it runs, so that `mercer --help`
 and `mercer list` answer at once.
@@ -104,6 +104,9 @@ def _app() -> typer.Typer:
     app.command("release")(_private_cli.release)
     app.command("query")(_private_cli.query)
     app.command("versions")(versions)
+    from mercer._rank_command import rank
+
+    app.command("rank")(rank)
     return app
 
 

@@ -28,7 +28,7 @@ LOGS = {
 ULP = 2.0**-53
 
 # Where one method hands over to the next: radii of the uniform expansion, arguments of the series and rules.
-RADII = [25.0, 44.0, 111.0, 622.0, 10300.0]
+RADII = [25.0, 44.0, 50.0, 66.0, 111.0, 291.0, 622.0, 10300.0]
 ARGUMENTS = [1.0, 1.5, 4.0, 5.0, 10.0, 12.0, 25.0]
 
 

@@ -14,13 +14,15 @@ import torch
 
 from mercer.nn import _dispatch
 
-__all__ = ["OPTIONS", "log_bessel"]
+__all__ = ["OPTIONS", "log_bessel", "log_kernel_sums"]
 
 #: No contraction of a*b + c: the error-free transformations in the kernels count on it.
 OPTIONS = ("--std=c++17", "--fmad=false")
 BLOCK = 128
 #: Blocks in flight a multiprocessor; a kernel strides over what is left.
 WAVES = 16
+#: Of cuda/kernel_sum.cu: queries a block, bandwidths a launch.
+KERNEL_SUM_QUERIES, KERNEL_SUM_GRID = 32, 32
 
 
 def log_bessel(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -35,6 +37,46 @@ def log_bessel(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         x, x_step = _flat(x)
         _launch(kernel, n, x.device, (v.data_ptr(), x.data_ptr(), out.data_ptr(), n, v_step, x_step))
     return out
+
+
+def log_kernel_sums(
+    X: torch.Tensor,
+    Y: torch.Tensor,
+    h: torch.Tensor,
+    weights: torch.Tensor | None,
+    kernel: str,
+    leave_one_out: bool,
+) -> torch.Tensor:
+    """On the device of `X`; see :func:`mercer.nn._dispatch.log_kernel_sums`. Bad bandwidths give NaN or infinity."""
+    import cupy
+
+    device, (m, d), n = X.device, X.shape, len(Y)
+    run = _module("kernel_sum", device.index or 0).get_function(
+        "kernel_sums_f64" if X.dtype == torch.float64 else "kernel_sums_f32"
+    )
+    X, Y = X.contiguous(), Y.contiguous()
+    w = X.new_ones(1) if weights is None else weights.to(X.dtype).contiguous()
+    root = kernel == "exponential"
+    blocks = -(-m // KERNEL_SUM_QUERIES)
+    # Slices of the data until every multiprocessor has some blocks.
+    wanted = 4 * torch.cuda.get_device_properties(device).multi_processor_count
+    slices = max(1, min(-(-wanted // max(blocks, 1)), -(-n // 1024), 65535))
+    stream = torch.cuda.current_stream(device)
+    out = []
+    for part in h.split(KERNEL_SUM_GRID, dim=1):
+        scales = (1 / part if root else 0.5 / part**2).to(X.dtype).contiguous()
+        grid = scales.shape[1]
+        least, sums = X.new_empty(slices, m, 1), X.new_empty(slices, m, grid)
+        if m:
+            step = grid if len(scales) > 1 else 0
+            pointers = (t.data_ptr() for t in (X, Y, w, scales, least, sums))
+            numbers = (m, n, d, grid, step, int(weights is not None), int(leave_one_out), int(root))
+            with cupy.cuda.Device(device.index or 0):
+                with cupy.cuda.ExternalStream(stream.cuda_stream, device.index or 0):
+                    run((blocks, slices), (128,), (*pointers, *numbers))
+        shift = torch.where(torch.isinf(least), 0.0, least) * scales
+        out.append(torch.logsumexp(sums.log() - shift, 0))
+    return torch.cat(out, 1)
 
 
 def _refuse_bad(name: str, v: torch.Tensor, x: torch.Tensor) -> None:

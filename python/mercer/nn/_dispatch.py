@@ -7,11 +7,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mercer import _core, special
+from mercer import _core, density, special
 from mercer._backend import is_reference
 from mercer.special import _reference
 
-__all__ = ["cuda_source", "log_bessel", "ratio_inverse"]
+__all__ = ["cuda_source", "log_bessel", "log_kernel_sums", "ratio_inverse"]
 
 
 def cuda_source(family: str) -> str:
@@ -50,6 +50,26 @@ def ratio_inverse(v: torch.Tensor, ratio: torch.Tensor, complement: torch.Tensor
     c = None if complement is None else _array(complement)
     found = np.asarray(invert(_array(v), _array(ratio), complement=c))
     return torch.from_numpy(found).to(ratio).reshape(ratio.shape)
+
+
+def log_kernel_sums(
+    X: torch.Tensor,
+    Y: torch.Tensor,
+    h: torch.Tensor,
+    weights: torch.Tensor | None,
+    kernel: str,
+    leave_one_out: bool,
+) -> torch.Tensor:
+    """log sum over j of w_j K((x_i - y_j)/h), (m, H); h is (1, H) or (m, H), all of one dtype and device."""
+    if X.device.type == "cuda" and not is_reference():
+        from mercer.nn import _cuda
+
+        return _cuda.log_kernel_sums(X, Y, h, weights, kernel, leave_one_out)
+    w = None if weights is None else _array(weights)
+    sums = density.kernel_sum(
+        _array(X), _array(Y), _array(h), kernel, weights=w, leave_one_out=leave_one_out, log=True
+    )
+    return torch.from_numpy(np.asarray(sums)).to(X).reshape(len(X), h.shape[1])
 
 
 def _in_rust(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -55,11 +55,11 @@ fn pass<R: Send>(
     })
 }
 
-fn agree(what: &str, ok: bool) -> PyResult<()> {
+pub(crate) fn agree(what: &str, ok: bool) -> PyResult<()> {
     if ok { Ok(()) } else { Err(PyValueError::new_err(format!("{what} does not agree with the other arguments"))) }
 }
 
-fn slice<'a, T: numpy::Element>(array: &'a PyReadonlyArray1<'_, T>) -> PyResult<&'a [T]> {
+pub(crate) fn slice<'a, T: numpy::Element>(array: &'a PyReadonlyArray1<'_, T>) -> PyResult<&'a [T]> {
     Ok(array.as_slice()?)
 }
 
@@ -79,7 +79,7 @@ macro_rules! for_rows {
     };
 }
 
-pub fn shape(rows: &Rows<'_>) -> (usize, usize) {
+pub(crate) fn shape(rows: &Rows<'_>) -> (usize, usize) {
     let dims = match rows {
         Rows::Float32(a) => a.dims(),
         Rows::Float64(a) => a.dims(),

@@ -1,9 +1,11 @@
 //! `mercer._core`: checks arguments, releases the GIL, polls for Ctrl-C, calls `mercer-core`. No arithmetic.
 #![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
 
+mod density;
 mod directional;
 mod interrupt;
 mod private;
+mod ranking;
 mod special;
 
 use pyo3::prelude::*;
@@ -14,16 +16,26 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::density::{largest_entry, log_kernel_sums};
+    #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
     #[pymodule_export]
     use super::private::{
         FourierFeatures, PrivateTreeSums, private_count, private_noise, private_sum_up, public_normals,
     };
     #[pymodule_export]
+    use super::ranking::{
+        RankBatch, RankCountMin, RankHyperLogLog, RankReader, RankTables, rank_3mr, rank_expected, rank_information,
+        rank_xxh64,
+    };
+    #[pymodule_export]
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
-    const CUDA_SOURCES: &[(&str, &str)] = &[("log_bessel", include_str!("../../../cuda/log_bessel.cu"))];
+    const CUDA_SOURCES: &[(&str, &str)] = &[
+        ("kernel_sum", include_str!("../../../cuda/kernel_sum.cu")),
+        ("log_bessel", include_str!("../../../cuda/log_bessel.cu")),
+    ];
 
     /// The CUDA source of a kernel family.
     #[pyfunction]

@@ -54,7 +54,7 @@ mod tests {
             transform(&mut got);
             for (i, row) in got.iter().enumerate() {
                 for (s, value) in row.iter().enumerate() {
-                    let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                    let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                     let expected: f64 = (0..d).map(|j| sign(j) * x[j][s]).sum();
                     assert_eq!(*value, expected);
                 }

@@ -13,7 +13,8 @@ const SQRT_HALF_BITS: u64 = 0x3FE6_A09E_667F_3BCC;
 
 /// A vector of doubles.
 pub trait Lanes:
-    Copy
+    crate::vector::Vector<f64>
+    + Copy
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>
@@ -27,6 +28,8 @@ pub trait Lanes:
     const WIDTH: usize;
     /// The outcome of a comparison, lane by lane.
     type Mask: Copy;
+    /// Floats in a register of the same size, where there are registers.
+    type Singles: crate::vector::Vector<f32>;
 
     /// The same value in each lane.
     fn splat(value: f64) -> Self;
@@ -46,10 +49,8 @@ pub trait Lanes:
     fn eq(self, b: Self) -> Self::Mask;
     /// Whether the mask holds in some lane.
     fn any(mask: Self::Mask) -> bool;
-    /// Write the lanes where the mask holds, in order, and return how many; overwrites `WIDTH` values.
-    fn pack(self, mask: Self::Mask, to: &mut [f64]) -> usize;
-    /// Replace the lanes where the mask holds by values from `from`, in order; also return how many. Reads `WIDTH`.
-    fn unpack(self, mask: Self::Mask, from: &[f64]) -> (Self, usize);
+    /// Bit `i` of the result says whether the mask holds in lane `i`.
+    fn bits(mask: Self::Mask) -> u64;
     /// `a` where the mask holds, `b` elsewhere.
     fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
     /// `2^n` for whole numbers from -1022 to 1023.
@@ -67,6 +68,7 @@ pub trait Lanes:
 impl Lanes for f64 {
     const WIDTH: usize = 1;
     type Mask = bool;
+    type Singles = f32;
 
     #[inline(always)]
     fn splat(value: f64) -> Self {
@@ -105,13 +107,8 @@ impl Lanes for f64 {
         mask
     }
     #[inline(always)]
-    fn pack(self, mask: bool, to: &mut [f64]) -> usize {
-        to[0] = self;
-        usize::from(mask)
-    }
-    #[inline(always)]
-    fn unpack(self, mask: bool, from: &[f64]) -> (Self, usize) {
-        (if mask { from[0] } else { self }, usize::from(mask))
+    fn bits(mask: bool) -> u64 {
+        mask.into()
     }
     #[inline(always)]
     fn select(mask: bool, a: Self, b: Self) -> Self {
@@ -133,17 +130,17 @@ impl Lanes for f64 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(crate) mod x86 {
     use super::{Lanes, ROUND, SQRT_HALF_BITS};
     use std::arch::x86_64::*;
     use std::ops::{Add, Div, Mul, Neg, Sub};
 
     /// Four doubles; made only inside [`super::dispatch`], where AVX2 and FMA are there.
     #[derive(Clone, Copy)]
-    pub struct Four(__m256d);
+    pub struct Four(pub(crate) __m256d);
     /// Eight doubles; made only inside [`super::dispatch`], where AVX-512 F and DQ are there.
     #[derive(Clone, Copy)]
-    pub struct Eight(__m512d);
+    pub struct Eight(pub(crate) __m512d);
 
     macro_rules! operators {
         ($name:ident, $($trait:ident $method:ident $intrinsic:ident),*) => {
@@ -218,6 +215,7 @@ mod x86 {
             _mm256_sqrt_pd
         );
         type Mask = __m256d;
+        type Singles = crate::vector::x86::EightSingles;
 
         #[inline(always)]
         fn lt(self, b: Self) -> __m256d {
@@ -230,31 +228,9 @@ mod x86 {
             unsafe { _mm256_cmp_pd::<_CMP_EQ_OQ>(self.0, b.0) }
         }
         #[inline(always)]
-        fn pack(self, mask: __m256d, to: &mut [f64]) -> usize {
-            let (mut lanes, mut holds) = ([0.0; 4], [0.0; 4]);
-            self.store(&mut lanes);
-            Self(mask).store(&mut holds);
-            let to = &mut to[..4];
-            let mut count = 0;
-            for (lane, holds) in lanes.into_iter().zip(holds) {
-                to[count & 3] = lane;
-                count += usize::from(holds.to_bits() != 0);
-            }
-            count
-        }
-        #[inline(always)]
-        fn unpack(self, mask: __m256d, from: &[f64]) -> (Self, usize) {
-            let (mut lanes, mut holds) = ([0.0; 4], [0.0; 4]);
-            self.store(&mut lanes);
-            Self(mask).store(&mut holds);
-            let from = &from[..4];
-            let mut count = 0;
-            for (lane, holds) in lanes.iter_mut().zip(holds) {
-                let holds = holds.to_bits() != 0;
-                *lane = if holds { from[count & 3] } else { *lane };
-                count += usize::from(holds);
-            }
-            (Self::load(&lanes), count)
+        fn bits(mask: __m256d) -> u64 {
+            // SAFETY: see above.
+            unsafe { _mm256_movemask_pd(mask) as u64 }
         }
         #[inline(always)]
         fn any(mask: __m256d) -> bool {
@@ -298,6 +274,7 @@ mod x86 {
             _mm512_sqrt_pd
         );
         type Mask = __mmask8;
+        type Singles = crate::vector::x86::SixteenSingles;
 
         #[inline(always)]
         fn lt(self, b: Self) -> __mmask8 {
@@ -310,16 +287,8 @@ mod x86 {
             unsafe { _mm512_cmp_pd_mask::<_CMP_EQ_OQ>(self.0, b.0) }
         }
         #[inline(always)]
-        fn pack(self, mask: __mmask8, to: &mut [f64]) -> usize {
-            // SAFETY: see above. Within the registers: the form that stores is slow on some processors.
-            unsafe { Self(_mm512_maskz_compress_pd(mask, self.0)) }.store(to);
-            mask.count_ones() as usize
-        }
-        #[inline(always)]
-        fn unpack(self, mask: __mmask8, from: &[f64]) -> (Self, usize) {
-            // SAFETY: see above.
-            let filled = unsafe { Self(_mm512_mask_expand_pd(self.0, mask, Self::load(from).0)) };
-            (filled, mask.count_ones() as usize)
+        fn bits(mask: __mmask8) -> u64 {
+            mask.into()
         }
         #[inline(always)]
         fn any(mask: __mmask8) -> bool {

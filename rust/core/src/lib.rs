@@ -1,11 +1,15 @@
 //! The numerics of mercer. One folder a subject; nothing here knows of Python.
 
 pub mod cancel;
+pub mod density;
 pub mod directional;
+pub mod gemm;
 pub mod hadamard;
 pub mod lanes;
 pub mod pool;
 pub mod private;
+pub mod ranking;
 pub mod real;
 pub mod rng;
 pub mod special;
+pub mod vector;

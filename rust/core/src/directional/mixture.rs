@@ -7,8 +7,11 @@ use super::Error;
 use super::moments::in_order;
 use super::rows::{RowError, unit_row};
 use crate::cancel::Cancel;
+use crate::gemm::{PADDING, View, multiply};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::real::Real;
+use crate::special::elementary::exp;
+use crate::vector::Element;
 
 /// The K components of a mixture in d dimensions.
 #[derive(Debug, Clone, Copy)]
@@ -63,49 +66,6 @@ impl Expectation {
     }
 }
 
-/// A row-major or transposed view for [`Product::multiply`]: data, row stride, column stride.
-type View<'a, P> = (&'a [P], usize, usize);
-
-/// Element types with a matrix product.
-pub trait Product: Real + Default {
-    /// c (m x n, row-major) = a (m x k) b (k x n).
-    fn multiply(shape: (usize, usize, usize), a: View<'_, Self>, b: View<'_, Self>, c: &mut [Self]);
-}
-
-macro_rules! product {
-    ($t:ty, $gemm:path) => {
-        impl Product for $t {
-            fn multiply((m, k, n): (usize, usize, usize), a: View<'_, Self>, b: View<'_, Self>, c: &mut [Self]) {
-                let reach = |rows: usize, cols: usize, v: &View<'_, Self>| {
-                    rows == 0 || cols == 0 || (rows - 1) * v.1 + (cols - 1) * v.2 < v.0.len()
-                };
-                assert!(reach(m, k, &a) && reach(k, n, &b) && c.len() >= m * n);
-                // SAFETY: the assert above keeps every (row, column) of the three views inside its slice.
-                unsafe {
-                    $gemm(
-                        m,
-                        k,
-                        n,
-                        1.0,
-                        a.0.as_ptr(),
-                        a.1 as isize,
-                        a.2 as isize,
-                        b.0.as_ptr(),
-                        b.1 as isize,
-                        b.2 as isize,
-                        0.0,
-                        c.as_mut_ptr(),
-                        n as isize,
-                        1,
-                    );
-                }
-            }
-        }
-    };
-}
-product!(f32, matrixmultiply::sgemm);
-product!(f64, matrixmultiply::dgemm);
-
 /// Above this concentration a product in float32 would move the log density by more than 1e-3: widen the tile.
 const FLOAT32_CONCENTRATION: f64 = 1e4;
 
@@ -130,7 +90,7 @@ pub fn expectation<T: Real>(
     }
 }
 
-fn pass<T: Real, P: Product>(
+fn pass<T: Real, P: Element>(
     x: &[T],
     components: Components<'_>,
     (normalize, hard, sums): (bool, bool, bool),
@@ -147,7 +107,11 @@ fn pass<T: Real, P: Product>(
     let pieces = if k * d > 1 << 21 { 4 } else { 16 };
     let rows = n.div_ceil(pieces * tile).max(1) * tile;
     let count = n.div_ceil(rows);
-    let directions: Vec<P> = components.directions.iter().map(|&m| P::from_f64(m)).collect();
+    // Transposed, (d, K): a row of it is a vector for the products.
+    let mut directions = vec![P::default(); d * padded(k)];
+    for (c, mu) in components.directions.chunks(d).enumerate() {
+        mu.iter().enumerate().for_each(|(i, &m)| directions[i * padded(k) + c] = P::from_f64(m));
+    }
     let log_prob = split(outputs.log_prob, rows, n, count);
     let responsibilities = split(outputs.responsibilities, rows * k, n * k, count);
     let labels = split(outputs.labels, rows, n, count);
@@ -162,7 +126,7 @@ fn pass<T: Real, P: Product>(
                 let at = i * tile;
                 let m = x.len() / d;
                 dispatch(LoadRows { x, first: piece * rows + at, d, normalize, out: &mut work.rows })?;
-                work.share_out(m, &mut total);
+                dispatch(ShareOut { tile: &mut work, rows: m, total: &mut total });
                 if let Some(out) = &mut log_prob {
                     out[at..at + m].copy_from_slice(&work.log_prob[..m]);
                 }
@@ -170,8 +134,10 @@ fn pass<T: Real, P: Product>(
                     out[at..at + m].copy_from_slice(&work.labels[..m]);
                 }
                 if let Some(out) = &mut responsibilities {
-                    let shares = work.shares[..m * k].iter().map(|r| r.to_f64());
-                    out[at * k..(at + m) * k].iter_mut().zip(shares).for_each(|(o, r)| *o = r);
+                    let shares = work.shares.chunks(padded(k));
+                    for (out, shares) in out[at * k..(at + m) * k].chunks_mut(k).zip(shares) {
+                        out.iter_mut().zip(shares).for_each(|(o, r)| *o = r.to_f64());
+                    }
                 }
                 if sums {
                     work.add_sums(m, &mut total.sums);
@@ -208,99 +174,136 @@ impl<T: Real, P: Real> Kernel for LoadRows<'_, T, P> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) -> Self::Output {
-        let rows = self.x.chunks_exact(self.d).zip(self.out.chunks_exact_mut(self.d));
+        let rows = self.x.chunks_exact(self.d).zip(self.out.chunks_exact_mut(padded(self.d)));
         for (row, (x, out)) in (self.first..).zip(rows) {
-            unit_row(x, row, self.normalize, out)?;
+            unit_row(x, row, self.normalize, &mut out[..self.d])?;
         }
         Ok(())
     }
+}
+
+/// Rows of the products' operands end on a whole vector.
+fn padded(columns: usize) -> usize {
+    columns.next_multiple_of(PADDING)
 }
 
 struct Tile<'a, P> {
     d: usize,
     k: usize,
     hard: bool,
-    directions: &'a [P],
-    components: Components<'a>,
-    rows: Vec<P>,     // (tile, d) of unit length
-    cosines: Vec<P>,  // (tile, K)
-    shares: Vec<P>,   // (tile, K)
-    logits: Vec<f64>, // (K)
+    directions: &'a [P],      // (d, K)
+    concentrations: Vec<f64>, // (K), 0 in the padding
+    log_scales: Vec<f64>,     // (K), -inf in the padding
+    rows: Vec<P>,             // (tile, d) of unit length
+    cosines: Vec<P>,          // (tile, K)
+    shares: Vec<P>,           // (tile, K), 0 in the padding
+    logits: Vec<f64>,         // (K)
     log_prob: Vec<f64>,
     labels: Vec<i64>,
     product: Vec<P>, // (K, d)
 }
 
-impl<'a, P: Product> Tile<'a, P> {
+impl<'a, P: Element> Tile<'a, P> {
     fn new(tile: usize, d: usize, k: usize, directions: &'a [P], components: Components<'a>, hard: bool) -> Self {
+        let extended = |values: &[f64], with: f64| {
+            let mut values = values.to_vec();
+            values.resize(padded(k), with);
+            values
+        };
         Self {
             d,
             k,
             hard,
             directions,
-            components,
-            rows: vec![P::default(); tile * d],
-            cosines: vec![P::default(); tile * k],
-            shares: vec![P::default(); tile * k],
-            logits: vec![0.0; k],
+            concentrations: extended(components.concentrations, 0.0),
+            log_scales: extended(components.log_scales, f64::NEG_INFINITY),
+            rows: vec![P::default(); tile * padded(d)],
+            cosines: vec![P::default(); tile * padded(k)],
+            shares: vec![P::default(); tile * padded(k)],
+            logits: vec![0.0; padded(k)],
             log_prob: vec![0.0; tile],
             labels: vec![0; tile],
-            product: vec![P::default(); k * d],
+            product: vec![P::default(); k * padded(d)],
         }
-    }
-
-    /// Log densities and responsibilities of the first `m` rows of the tile.
-    fn share_out(&mut self, m: usize, total: &mut Expectation) {
-        let (d, k) = (self.d, self.k);
-        P::multiply((m, d, k), (&self.rows, d, 1), (self.directions, 1, d), &mut self.cosines);
-        for i in 0..m {
-            let mut best = 0;
-            for c in 0..k {
-                let cosine = self.cosines[i * k + c].to_f64();
-                self.logits[c] = self.components.log_scales[c] + self.components.concentrations[c] * (cosine - 1.0);
-                if self.logits[c] > self.logits[best] {
-                    best = c;
-                }
-            }
-            let top = self.logits[best];
-            let log_prob = if self.hard || top == f64::NEG_INFINITY { top } else { top + self.soften(top) };
-            for c in 0..k {
-                let share = if self.hard { f64::from(c == best) } else { self.share(c, log_prob) };
-                total.weight[c] += share;
-                total.weight_squared[c] += share * share;
-                self.shares[i * k + c] = P::from_f64(share);
-            }
-            self.log_prob[i] = log_prob;
-            self.labels[i] = best as i64;
-            total.log_likelihood += log_prob;
-        }
-    }
-
-    /// log sum exp(logit - top); turns the logits into exp(logit - top).
-    #[inline(always)]
-    fn soften(&mut self, top: f64) -> f64 {
-        let mut sum = 0.0;
-        for logit in &mut self.logits {
-            let below = *logit - top;
-            // Most components are out of reach of most rows; exp would give a subnormal or 0.
-            *logit = if below < -700.0 { 0.0 } else { below.exp() };
-            sum += *logit;
-        }
-        self.logits.iter_mut().for_each(|e| *e /= sum);
-        sum.ln()
-    }
-
-    #[inline(always)]
-    fn share(&self, c: usize, log_prob: f64) -> f64 {
-        // A row of density 0 under every component belongs to none of them.
-        if log_prob == f64::NEG_INFINITY { 0.0 } else { self.logits[c] }
     }
 
     fn add_sums(&mut self, m: usize, sums: &mut [f64]) {
         let (d, k) = (self.d, self.k);
-        P::multiply((k, m, d), (&self.shares, 1, k), (&self.rows, d, 1), &mut self.product);
-        sums.iter_mut().zip(&self.product).for_each(|(s, p)| *s += p.to_f64());
+        let shares = View { data: &self.shares, row: 1, column: padded(k) };
+        let rows = (&self.rows[..m * padded(d)], padded(d));
+        multiply((k, m, padded(d)), shares, rows, (&mut self.product, padded(d)));
+        for (sums, product) in sums.chunks_mut(d).zip(self.product.chunks(padded(d))) {
+            sums.iter_mut().zip(product).for_each(|(s, p)| *s += p.to_f64());
+        }
     }
+}
+
+/// Log densities and responsibilities of the first `rows` rows of the tile.
+struct ShareOut<'a, 'b, P> {
+    tile: &'a mut Tile<'b, P>,
+    rows: usize,
+    total: &'a mut Expectation,
+}
+
+impl<P: Element> Kernel for ShareOut<'_, '_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { tile, rows, total } = self;
+        let (d, k) = (tile.d, tile.k);
+        let width = padded(k);
+        let view = View { data: &tile.rows[..rows * padded(d)], row: padded(d), column: 1 };
+        multiply((rows, d, width), view, (tile.directions, width), (&mut tile.cosines, width));
+        for i in 0..rows {
+            let cosines = &tile.cosines[i * width..(i + 1) * width];
+            let shares = &mut tile.shares[i * width..(i + 1) * width];
+            let logits = &mut tile.logits[..width];
+            let laws = tile.log_scales.iter().zip(&tile.concentrations);
+            for ((logit, cosine), (scale, kappa)) in logits.iter_mut().zip(cosines).zip(laws) {
+                *logit = scale + kappa * (cosine.to_f64() - 1.0);
+            }
+            let top = logits.iter().fold(f64::NEG_INFINITY, |top, &l| if l > top { l } else { top });
+            let best = logits.iter().position(|&l| l == top).unwrap_or(0).min(k - 1);
+            let mut log_prob = top;
+            if tile.hard {
+                logits.iter_mut().enumerate().for_each(|(c, l)| *l = f64::from(c == best));
+            } else if top == f64::NEG_INFINITY {
+                logits.fill(0.0); // A row of density 0 under every component belongs to none of them.
+            } else {
+                let sum = soften::<L>(logits, top);
+                log_prob += sum.ln();
+                logits.iter_mut().for_each(|e| *e /= sum);
+            }
+            for (share, exact) in shares.iter_mut().zip(&*logits) {
+                *share = P::from_f64(*exact);
+            }
+            let sums = total.weight.iter_mut().zip(&mut total.weight_squared);
+            for ((weight, squared), share) in sums.zip(&*logits) {
+                *weight += share;
+                *squared += share * share;
+            }
+            tile.log_prob[i] = log_prob;
+            tile.labels[i] = best as i64;
+            total.log_likelihood += log_prob;
+        }
+    }
+}
+
+/// Turn logits into exp(logit - top), and give their sum.
+#[inline(always)]
+fn soften<L: Lanes>(logits: &mut [f64], top: f64) -> f64 {
+    let (top, low, zero) = (L::splat(top), L::splat(-700.0), L::splat(0.0));
+    let mut sum = 0.0;
+    for logits in logits.chunks_exact_mut(L::WIDTH) {
+        let below = L::load(logits) - top;
+        // Most components are out of reach of most rows; exp would give a subnormal or 0.
+        L::select(below.lt(low), zero, exp(below)).store(logits);
+    }
+    for e in logits.iter() {
+        sum += e;
+    }
+    sum
 }
 
 #[cfg(test)]

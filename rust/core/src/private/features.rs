@@ -5,6 +5,7 @@
 //! sqrt(2) cos(w·x + b). Frequencies are in turns: w / 2π.
 
 use crate::cancel::{Cancel, Cancelled};
+use crate::gemm::{PADDING, View, multiply};
 use crate::hadamard::{self, SIDE};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
@@ -103,7 +104,7 @@ pub fn phases(seed: u64, m: usize) -> Vec<f64> {
 pub enum Projection {
     /// An m × d matrix.
     Dense {
-        /// Row by row, in turns.
+        /// Row by row, in turns; [`Features`] holds it column by column, padded for the product.
         matrix: Vec<f64>,
     },
     /// Blocks H D H D H D of random signs and Hadamard transforms, each row scaled by a chi-distributed length (Yu et
@@ -166,10 +167,18 @@ impl Features {
     ///
     /// # Panics
     /// If a length does not agree.
-    pub fn new(d: usize, m: usize, projection: Projection, phases: Option<Vec<f64>>) -> Self {
+    pub fn new(d: usize, m: usize, mut projection: Projection, phases: Option<Vec<f64>>) -> Self {
         assert!(d > 0 && m > 0 && phases.as_ref().is_none_or(|p| p.len() == m));
-        match &projection {
-            Projection::Dense { matrix } => assert_eq!(matrix.len(), m * d),
+        match &mut projection {
+            Projection::Dense { matrix } => {
+                assert_eq!(matrix.len(), m * d);
+                let stride = m.next_multiple_of(PADDING);
+                let mut columns = vec![0.0; d * stride];
+                for (j, row) in matrix.chunks_exact(d).enumerate() {
+                    row.iter().enumerate().for_each(|(i, w)| columns[i * stride + j] = *w);
+                }
+                *matrix = columns;
+            }
             Projection::Hadamard { radii, signs } => {
                 let padded = d.next_power_of_two();
                 assert!(radii.len() == m && signs.len() == 3 * padded * m.div_ceil(padded));
@@ -288,27 +297,13 @@ impl Workspace {
         let (d, m) = (features.d, features.m);
         match &features.projection {
             Projection::Dense { matrix } => {
+                let stride = m.next_multiple_of(PADDING);
                 for first in (0..m).step_by(TILE) {
-                    let tile = TILE.min(m - first);
-                    // SAFETY: x is count × d, the transposed rows of the matrix d × tile, turns count × tile, all
-                    // inside their slices.
-                    unsafe {
-                        matrixmultiply::dgemm(
-                            count,
-                            d,
-                            tile,
-                            1.0,
-                            self.x.as_ptr(),
-                            d as isize,
-                            1,
-                            matrix[first * d..][..tile * d].as_ptr(),
-                            1,
-                            d as isize,
-                            0.0,
-                            self.turns.as_mut_ptr(),
-                            tile as isize,
-                            1,
-                        );
+                    let (tile, padded) = (TILE.min(m - first), TILE.min(stride - first));
+                    let x = View { data: &self.x, row: d, column: 1 };
+                    multiply((count, d, padded), x, (&matrix[first..], stride), (&mut self.turns, padded));
+                    for row in 1..if tile < padded { count } else { 0 } {
+                        self.turns.copy_within(row * padded..row * padded + tile, row * tile);
                     }
                     each(&mut self.turns[..count * tile], count, first, tile);
                 }

@@ -20,6 +20,8 @@ const CARE: usize = 7;
 /// The widest vector, by which a buffer is longer than a chunk.
 const WIDEST: usize = 8;
 const ROOM: usize = CHUNK + WIDEST;
+/// So many of 64 points are seldom exceeded by a class that is not the common one.
+const FEW: usize = 8;
 
 /// The first index at which a value is negative; NaN is not.
 pub fn first_negative<T: Real>(values: &[T], threads: usize) -> Option<usize> {
@@ -153,15 +155,17 @@ impl<F: Bessel> Kernel for Chunk<'_, F> {
     }
 }
 
-/// A chunk's arguments, the class of each, and room for the members of one class. Results take the place of orders.
-/// Which classes were rare in the last chunk decides how, not what, is computed.
+/// A chunk's arguments, the class of each, and room for the members of the classes, one behind the other, and their
+/// places. Results take the place of orders. How many points of the last chunk each class had decides how, not what,
+/// is computed.
 struct Buffers {
     v: [f64; ROOM],
     x: [f64; ROOM],
     class: [f64; ROOM],
     members_v: [f64; ROOM],
     members_x: [f64; ROOM],
-    rare: [bool; CARE + 1],
+    at: [u16; ROOM],
+    counts: [usize; CARE + 1],
 }
 
 thread_local! {
@@ -171,7 +175,8 @@ thread_local! {
         class: [0.0; ROOM],
         members_v: [1.0; ROOM],
         members_x: [1.0; ROOM],
-        rare: [false; CARE + 1],
+        at: [0; ROOM],
+        counts: [0; CARE + 1],
     }));
 }
 
@@ -184,43 +189,63 @@ impl Buffers {
         self.v[len..len + WIDEST].fill(last_v);
         self.x[len..len + WIDEST].fill(last_x);
         let (first, last) = self.classify::<F, L>(len);
-        if first == last {
-            run_class::<F, L>(first, &mut self.v, &self.x, len);
-            return last == CARE;
+        // The class that most points have, or had in the last chunk, is computed for all of this one, in place, where
+        // the point does not decide how long that takes; the others are taken out before and put back behind.
+        let often = |&class: &usize| 3 * self.counts[class] > 2 * len;
+        let common = if first == last { Some(first) } else { (F::STEADY..CARE).find(often) };
+        self.counts = [0; CARE + 1];
+        let mut end = 0;
+        for class in (first..=last).filter(|&class| Some(class) != common) {
+            let count = self.find::<L>(class, len, end);
+            if count > 0 {
+                let (v, x) = (&mut self.members_v[end..], &mut self.members_x[end..]);
+                for ((v, x), &at) in v.iter_mut().zip(&mut *x).zip(&self.at[end..end + count]) {
+                    let at = usize::from(at) % CHUNK;
+                    (*v, *x) = (self.v[at], self.x[at]);
+                }
+                let (last_v, last_x) = (v[count - 1], x[count - 1]);
+                v[count..count + WIDEST].fill(last_v);
+                x[count..count + WIDEST].fill(last_x);
+                run_class::<F, L>(class, v, x, count);
+            }
+            self.counts[class] = count;
+            end += count;
         }
-        for class in first..=last {
-            let wanted = L::splat(class as f64);
-            // A class that is absent from most vectors, to judge by the last chunk, is looked for with a branch.
-            let rare = self.rare[class];
-            let mut count = 0;
-            for i in (0..len).step_by(L::WIDTH) {
-                let member = L::load(&self.class[i..]).eq(wanted);
-                if rare && !L::any(member) {
-                    continue;
-                }
-                L::load(&self.v[i..]).pack(member, &mut self.members_v[count..]);
-                count += L::load(&self.x[i..]).pack(member, &mut self.members_x[count..]);
-            }
-            self.rare[class] = 24 * count < len;
-            if count == 0 {
-                continue;
-            }
-            let (last_v, last_x) = (self.members_v[count - 1], self.members_x[count - 1]);
-            self.members_v[count..count + WIDEST].fill(last_v);
-            self.members_x[count..count + WIDEST].fill(last_x);
-            run_class::<F, L>(class, &mut self.members_v, &self.members_x, count);
-            let mut done = 0;
-            for i in (0..len).step_by(L::WIDTH) {
-                let member = L::load(&self.class[i..]).eq(wanted);
-                if rare && !L::any(member) {
-                    continue;
-                }
-                let (merged, taken) = L::load(&self.v[i..]).unpack(member, &self.members_v[done..]);
-                merged.store(&mut self.v[i..]);
-                done += taken;
-            }
+        if let Some(class) = common {
+            run_class::<F, L>(class, &mut self.v, &self.x, len);
+            self.counts[class] = len - end;
+        }
+        for (&at, &result) in self.at[..end].iter().zip(&self.members_v) {
+            self.v[usize::from(at) % CHUNK] = result;
         }
         last == CARE
+    }
+
+    /// Write where the members of a class are to `at[end..]`; returns how many.
+    #[inline(always)]
+    fn find<L: Lanes>(&mut self, class: usize, len: usize, end: usize) -> usize {
+        let wanted = L::splat(class as f64);
+        let mut to = end;
+        for start in (0..len).step_by(64) {
+            let mut bits = 0;
+            for i in (0..64).step_by(L::WIDTH) {
+                bits |= L::bits(L::load(&self.class[start + i..]).eq(wanted)) << i;
+            }
+            bits &= !0 >> (64 - (len - start).min(64));
+            let count = bits.count_ones() as usize;
+            // Some places are written whether or not there are so many: a loop of unforeseen length costs more.
+            let mut places = self.at[to..].iter_mut();
+            for place in places.by_ref().take(FEW) {
+                *place = (start + bits.trailing_zeros() as usize) as u16;
+                bits &= bits.wrapping_sub(1);
+            }
+            while bits != 0 {
+                *places.next().expect("room for all") = (start + bits.trailing_zeros() as usize) as u16;
+                bits &= bits - 1;
+            }
+            to += count;
+        }
+        to - end
     }
 
     /// The class of each point; returns the smallest and the largest.

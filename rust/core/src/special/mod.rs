@@ -11,6 +11,7 @@
 pub mod chunked;
 pub mod derivative;
 pub mod elementary;
+mod expansion;
 pub mod inverse;
 pub mod macdonald;
 pub mod series;
@@ -25,6 +26,8 @@ use uniform::{Frame, RADIUS};
 pub trait Bessel: Sync {
     /// Where the classes below the uniform expansion begin, but for the first; three at most.
     const RANGES: &'static [f64];
+    /// From this class on, to count them as [`chunked`] does, all points take equally long.
+    const STEADY: usize = 4;
     /// Even in the order, so that a negative one is met by its magnitude; else only whole negative orders are, for I.
     const SECOND_KIND: bool;
 
@@ -62,6 +65,7 @@ pub struct LogI<const SCALED: bool>;
 
 impl<const SCALED: bool> Bessel for LogI<SCALED> {
     const RANGES: &'static [f64] = SERIES_RANGES;
+    const STEADY: usize = 0;
     const SECOND_KIND: bool = false;
 
     #[inline(always)]
@@ -179,7 +183,7 @@ impl<const LOG: bool> Bessel for RatioK<LOG> {
         let small = L::splat(0.0065);
         let is_small = less_one.lt(small);
         let far = log_quotient(frame.x + excess, frame.lifted_x, -frame.lift);
-        L::select(is_small, log1p_small::<L, 8>(L::select(is_small, less_one, small)), far)
+        L::select(is_small, log1p_small(L::select(is_small, less_one, small)), far)
     }
     #[inline(always)]
     fn small<L: Lanes, const RANGE: usize>(v: L, x: L, lift: f64) -> L {

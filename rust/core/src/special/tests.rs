@@ -4,7 +4,7 @@ use super::chunked::{Operand, evaluate};
 use super::derivative::{DerivativeI, DerivativeK};
 use super::inverse::iv_ratio_inverse;
 use super::uniform::{G, LENGTHS, TERMS, U, W};
-use super::{Bessel, LogI, LogK, OrderDerivativeI, OrderDerivativeK, RatioI, RatioK};
+use super::{Bessel, LogI, LogK, OrderDerivativeI, OrderDerivativeK, RatioI, RatioK, expansion};
 use crate::cancel::Cancel;
 use proptest::prelude::*;
 use std::f64::consts::PI;
@@ -42,6 +42,26 @@ fn what_the_expansion_leaves_out_is_below_a_third_of_the_last_place() {
     for (radius, terms) in LENGTHS {
         let next = if terms == TERMS { 3.84e9 } else { U[terms + 1][0] };
         assert!(next / radius.powi(terms as i32 + 1) < 7.4e-17, "{radius} {terms}");
+    }
+}
+
+#[test]
+fn the_fitted_expansion_is_the_logarithm_of_the_series() {
+    let log_of_series = |rho: f64, s: f64| {
+        let sum = |row: &[f64; TERMS + 1]| row.iter().rev().fold(0.0, |sum, c| s.mul_add(sum, *c));
+        (rho * U[1..].iter().rev().fold(0.0, |total, row| rho.mul_add(total, sum(row)))).ln_1p()
+    };
+    type Expansion = fn(f64, f64) -> f64;
+    let fitted: [(f64, Expansion, Expansion); 3] = [
+        (LENGTHS[0].0, expansion::i_25, expansion::k_25),
+        (LENGTHS[1].0, expansion::i_50, expansion::k_50),
+        (LENGTHS[2].0, expansion::i_291, expansion::k_291),
+    ];
+    for (radius, i, k) in fitted {
+        for (rho, s) in (0..=40).flat_map(|a| (0..=40).map(move |b| (a as f64 / 40.0 / radius, b as f64 / 40.0))) {
+            assert!((i(rho, s) - log_of_series(rho, s)).abs() < 1.5e-16, "I {radius} {rho} {s}");
+            assert!((k(rho, s) - log_of_series(-rho, s)).abs() < 1.5e-16, "K {radius} {rho} {s}");
+        }
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! With `t = v / r` the terms `u_k(t) / v^k` of DLMF 10.41.3 are `p_k(t^2) / r^k`, polynomials without a pole at
 //! `v = 0`, whose largest value on `[0, 1]` is Hankel's coefficient `p_k(0)`. One expansion in `1/r` therefore serves
-//! every order, and `r` alone says how many terms it takes: what is left out is below 7e-17, a third of the last place of 1.
+//! every order, and `r` alone says how many terms it takes: what is left out is below 7.4e-17, a third of the last place
+//! of 1. For the functions themselves the logarithm of that sum is a fitted polynomial of half the length ([`expansion`]).
 //!
 //! The exponent `v eta = r + v log(x / (v + r))` is the difference of two numbers as large as the arguments where
 //! `log I` crosses zero; it is carried in double-double.
 
-use super::elementary::{LN_2, Pair, fast_two_sum, log, log_pair, log1p_small, two_product, two_sum};
+use super::elementary::{LN_2, Pair, fast_two_sum, log, log_pair, two_product, two_sum};
+use super::expansion;
 use crate::lanes::Lanes;
 
 #[allow(clippy::approx_constant)] // A coefficient that happens to begin like e.
@@ -18,9 +20,9 @@ pub use tables::*;
 
 /// Below this radius the expansion does not reach double precision.
 pub const RADIUS: f64 = 25.0;
-/// `(radius, terms)`: from this radius on, so many terms leave less than 1e-16. Finer steps would cost more to sort by than they
-/// save.
-pub const LENGTHS: [(f64, usize); 3] = [(RADIUS, 18), (66.0, 9), (291.0, 6)];
+/// `(radius, terms)`: from this radius on, so many terms leave less than 1e-16. Finer steps would cost more to sort by
+/// than they save.
+pub const LENGTHS: [(f64, usize); 3] = [(RADIUS, 18), (50.0, 11), (291.0, 6)];
 
 /// `log(2 pi) / 2`.
 pub const HALF_LOG_TWO_PI: Pair<f64> = Pair { hi: 0.9189385332046728, lo: -3.8782941580672414e-17 };
@@ -143,11 +145,14 @@ pub fn log_bessel<L: Lanes, const N: usize>(frame: &Frame<L>, second_kind: bool,
     let log_r = log(frame.r.hi);
     let log_scale = if frame.scale == 1.0 { 0.0 } else { frame.scale.ln() };
     let minus_half = L::splat(-0.5);
-    let sum = frame.series::<N>(&U, 1, sign);
-    let sum = match N {
-        6 => log1p_small::<L, 5>(sum),
-        9 => log1p_small::<L, 6>(sum),
-        _ => log1p_small::<L, 8>(sum),
+    let (rho, t2) = (frame.inverse_r * L::splat(frame.scale), frame.t2);
+    let sum = match (N, second_kind) {
+        (18, false) => expansion::i_25(rho, t2),
+        (11, false) => expansion::i_50(rho, t2),
+        (_, false) => expansion::i_291(rho, t2),
+        (18, true) => expansion::k_25(rho, t2),
+        (11, true) => expansion::k_50(rho, t2),
+        (_, true) => expansion::k_291(rho, t2),
     };
     let rest = minus_half.fma(log_r.lo - L::splat(log_scale), sum + L::splat(constant));
     // The logarithm of the ratio is ready last: everything else is added up before.
