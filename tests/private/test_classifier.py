@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mercer.private import PrivateSimilarityClassifier, load
+from mercer.private import PrivacyLedger, PrivateSimilarityClassifier, load
 
 pytest.importorskip("sklearn")
 from sklearn.base import clone, is_classifier  # noqa: E402
@@ -109,3 +109,12 @@ def test_bad_parameters_are_refused(blobs, kwargs, message):
 def test_it_is_a_classifier_that_clones():
     assert is_classifier(PrivateSimilarityClassifier())
     assert clone(PrivateSimilarityClassifier(epsilon=3.0)).epsilon == 3.0
+
+
+def test_bad_rows_spend_nothing(blobs):
+    X, y = blobs
+    ledger = PrivacyLedger(1.0)
+    private = PrivateSimilarityClassifier(normalize=False, bounds=(-1, 1), ledger=ledger)
+    with pytest.raises(ValueError, match="X must lie within bounds"):
+        private.fit(X, y)
+    assert ledger.epsilon_spent == 0 and not hasattr(private, "release_")
