@@ -285,7 +285,7 @@ def exponential_sum(tol: float, D: float, *, step: float | None = None) -> tuple
         >>> from mercer.private import exponential_sum
         >>> w, t = exponential_sum(1e-3, 10.0)
         >>> bool(abs(w @ np.exp(-t * 4.0) - 1 / 4) < 1e-3), len(w)
-        (True, 22)
+        (True, 27)
     """
     tol = _checks.real("tol", tol, 0.0, strict=True)
     if tol >= 1:
