@@ -1,24 +1,27 @@
 """DP-SGD by Opacus: softmax regression on the given features, in an environment of its own (see `harness.Worker`)."""
 
+import itertools
 import warnings
 
 import numpy as np
 
 
-def prepare(x, y, x_test, epsilon, delta, seed, epochs, batch, rate, clip):
+def prepare(x, y, orders, epsilon, delta, epochs, batch, rate, clip):
     import torch
     from opacus import PrivacyEngine
 
     torch.set_num_threads(2)
     warnings.simplefilter("ignore")
-    data = torch.utils.data.TensorDataset(
-        torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
-    )
-    held_out = torch.from_numpy(x_test.astype(np.float32))
-    classes = int(y.max()) + 1
+    x, y = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
+    classes, train = int(y.max()) + 1, 1257
+    turns = itertools.cycle(enumerate(orders))
 
     def work():
-        torch.manual_seed(int(seed))
+        seed, order = next(turns)
+        order = torch.from_numpy(order.astype(np.int64))
+        data = torch.utils.data.TensorDataset(x[order[:train]], y[order[:train]])
+        held_out = x[order[train:]]
+        torch.manual_seed(seed)
         model = torch.nn.Linear(x.shape[1], classes)
         torch.nn.init.zeros_(model.weight)
         torch.nn.init.zeros_(model.bias)

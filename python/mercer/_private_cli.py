@@ -59,7 +59,7 @@ def release(
             private = PrivateKernelSum(kernel, bandwidth, n_features=features, **common)
         else:
             private = PrivateDistanceSum(str(metric), p=p, levels=levels, **common)
-        rows, users = _read(data, columns and columns.split(","), user)
+        rows, users = _read(data, columns.split(",") if columns else None, user)
         private.fit(rows, users=users)
         private.save(out)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -106,8 +106,8 @@ def query(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     print("answer,std_error")
-    for answer, error in zip(answers, errors, strict=True):
-        print(",".join(f"{value:.10g}" for value in [*np.atleast_1d(answer), *np.atleast_1d(error)]))
+    for answer, deviation in zip(answers, errors, strict=True):
+        print(",".join(f"{value:.10g}" for value in [*np.atleast_1d(answer), *np.atleast_1d(deviation)]))
 
 
 def _bounds(text: str | None) -> Any:

@@ -12,10 +12,18 @@ import numpy as np
 import pytest
 
 from mercer.private import (
-    BudgetExceeded, CorruptFile, InsecureNoiseWarning, PrivacyLedger, PrivateDistanceSum, PrivateKernelSum,
-    PrivatePartial, PrivateSimilarityClassifier, Release, load,
+    BudgetExceeded,
+    CorruptFile,
+    InsecureNoiseWarning,
+    PrivacyLedger,
+    PrivateDistanceSum,
+    PrivateKernelSum,
+    PrivatePartial,
+    PrivateSimilarityClassifier,
+    Release,
+    _container,
+    load,
 )  # fmt: skip
-from mercer.private import _container
 from mercer.private._noise import Budget, Law, Noise
 
 RNG = np.random.default_rng(0)

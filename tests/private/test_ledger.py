@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from mercer.private import (
-    BudgetExceeded, PrivacyLedger, PrivateDistanceSum, PrivateKernelSum, PrivateSimilarityClassifier, zcdp_epsilon,
+    BudgetExceeded,
+    PrivacyLedger,
+    PrivateDistanceSum,
+    PrivateKernelSum,
+    PrivateSimilarityClassifier,
+    zcdp_epsilon,
 )  # fmt: skip
 
 X = np.random.default_rng(0).uniform(size=(200, 1))

@@ -8,9 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mercer.private import (
-    PrivateDistanceSum, PrivateKernelSum, PrivatePartial, Release, exponential_sum, kernel_sums,
+    PrivateDistanceSum,
+    PrivateKernelSum,
+    PrivatePartial,
+    Release,
+    _tree,
+    exponential_sum,
+    kernel_sums,
 )  # fmt: skip
-from mercer.private import _tree
 from mercer.private._features import KERNELS, RADIAL, trapezoid_error
 from mercer.private._noise import Budget, Noise
 
@@ -76,7 +81,9 @@ def test_l2_by_its_map_is_within_its_stated_deviation():
     for seed in range(10):
         private = PrivateDistanceSum("l2", 1e9, (0, 1), alpha=0.05, random_state=seed, levels=12).fit(X)
         error.append(private.query(Y) / true - 1)
-    assert 0.005 < np.sqrt(np.mean(np.square(error))) < 0.05  # alpha is the deviation of one pair; sums average some
+    assert (
+        0.005 < np.sqrt(np.mean(np.square(error))) < 0.05
+    )  # alpha is the deviation of one pair; sums average some
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -85,7 +92,7 @@ def test_kernel_sums_without_noise_are_the_kernels_over_seeds(kernel, form):
     X, Y = RNG.normal(size=(50, 3)), RNG.normal(size=(7, 3))
     true = kernel_sums(kernel, 1.7, X, Y)
     answers = [
-        PrivateKernelSum(kernel, 1.7, 1e9, n_features=2000, form=form, random_state=seed, structured=False).fit(X).query(Y)
+        PrivateKernelSum(kernel, 1.7, 1e9, n_features=2000, form=form, random_state=seed).fit(X).query(Y)
         for seed in range(8)
     ]  # fmt: skip
     # Feature variance per pair of points <= 1 (phases), fully correlated at worst: 6.5 deviations of the mean.
@@ -140,7 +147,10 @@ def declared(partial):
     terms, changes = structure.terms, structure.terms.changes()
     if structure.kind == "moments":
         l1, square, scalar = structure.sensitivities()
-        return {"sum": (changes * l1, changes**2 * square), "squares": (changes * scalar, (changes * scalar) ** 2)}
+        return {
+            "sum": (changes * l1, changes**2 * square),
+            "squares": (changes * scalar, (changes * scalar) ** 2),
+        }
     if structure.kind == "trees":
         per_level = changes, terms.rows**2 * (2 if terms.replace else 1)
         return {"leaves": per_level}
@@ -157,7 +167,9 @@ ROWS = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=ROWS, other=st.lists(st.floats(-1, 1), min_size=3, max_size=3), k=st.integers(1, 3), data=st.data())
+@given(
+    rows=ROWS, other=st.lists(st.floats(-1, 1), min_size=3, max_size=3), k=st.integers(1, 3), data=st.data()
+)
 def test_no_neighbour_changes_the_sums_by_more_than_declared(rows, other, k, data):
     neighbor = data.draw(st.sampled_from(["add_remove", "replace"]))
     common = {"neighbor": neighbor, "max_rows_per_user": k}
@@ -165,7 +177,9 @@ def test_no_neighbour_changes_the_sums_by_more_than_declared(rows, other, k, dat
         PrivateDistanceSum("l1", 1.0, (-1, 1), levels=3, **common),
         PrivateDistanceSum("l2", 1.0, (-1, 1), levels=3, n_projections=2, random_state=0, **common),
         PrivateDistanceSum("sqeuclidean", 1.0, (-1, 1), **common),
-        PrivateDistanceSum("sqeuclidean", 1.0, ([-1, -2, -1], [1, 2, 3]), norm_bound=0.7, outside="clip", **common),
+        PrivateDistanceSum(
+            "sqeuclidean", 1.0, ([-1, -2, -1], [1, 2, 3]), norm_bound=0.7, outside="clip", **common
+        ),
         PrivateKernelSum(n_features=3, random_state=0, bandwidth=0.3, **common),
         PrivateKernelSum("smooth_l1", n_features=3, random_state=0, form="phases", **common),
         PrivateKernelSum(n_features=9, random_state=0, structured=True, **common),
@@ -224,7 +238,9 @@ def test_threads_change_no_bit(threads):
     for make in (
         lambda n: PrivateDistanceSum("l1", 1.0, (-9, 9), levels=8, n_jobs=n, insecure_seed=4),
         lambda n: PrivateKernelSum(n_features=300, random_state=1, n_jobs=n, insecure_seed=4),
-        lambda n: PrivateKernelSum(n_features=300, random_state=1, n_jobs=n, structured=True, insecure_seed=4),
+        lambda n: PrivateKernelSum(
+            n_features=300, random_state=1, n_jobs=n, structured=True, insecure_seed=4
+        ),
     ):
         with pytest.warns(UserWarning, match="insecure_seed"):
             assert make(threads).fit(X).release_ == make(3).fit(X).release_
@@ -267,7 +283,10 @@ def test_answers_vary_over_releases_as_std_error_says(make, mechanism):
     ratio = answers.var(0) / releases[0].std_error(Y) ** 2
     assert (np.abs(ratio - 1) < 7 * math.sqrt(5 / n)).all()
     expected = make().set_params(epsilon=1e9).fit(X).query(Y)
-    assert (np.abs(answers.mean(0) - expected) < 7 * releases[0].std_error(Y) / math.sqrt(n) + 1e-3 * abs(expected)).all()
+    assert (
+        np.abs(answers.mean(0) - expected)
+        < 7 * releases[0].std_error(Y) / math.sqrt(n) + 1e-3 * abs(expected)
+    ).all()
 
 
 @given(st.floats(-3, 4), st.integers(1, 8), st.sampled_from([1.0, 2.0]))

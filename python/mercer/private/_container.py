@@ -7,8 +7,8 @@
     }
     <little-endian arrays, one after another, as "arrays" lists them>
 
-Everything is checked before anything is used; nothing is unpickled or evaluated. The checksum finds damage, not forgery:
-whoever can write the file can write its checksum.
+Everything is checked before anything is used; nothing is unpickled or evaluated. The checksum finds damage, not
+forgery: whoever can write the file can write its checksum.
 """
 
 from __future__ import annotations

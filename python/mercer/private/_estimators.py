@@ -143,9 +143,10 @@ class PrivateSum(Estimator):
         if public_n is None:
             # Replacing one record leaves n as it is; replacing a user may not.
             public_n = neighbor == "replace" and not users
+        public_n = _checks.flag("public_n", public_n)
         low, high = checked_bounds(self.bounds, columns, required=bounded)
         return Terms(
-            columns, low, high, outside == "clip", neighbor == "replace", rows, users, _checks.flag("public_n", public_n)
+            columns, low, high, outside == "clip", neighbor == "replace", rows, users, public_n
         )  # fmt: skip
 
     def _public_seed(self) -> int:

@@ -56,12 +56,13 @@ class FeatureSums(Structure):
         shape = len(self._features), self._features[0].values
         return {"sums": np.zeros(shape, np.int64), "n": np.zeros(1, np.int64)}
 
-    def by_class(self, rows: np.ndarray, starts: np.ndarray, threads: int | None) -> list[Arrays]:
-        """Accumulators of groups of rows that lie one after another: one pass for all (for one term)."""
-        sums = np.zeros((len(starts), self._features[0].values), np.int64)
-        self._features[0].add(rows, BITS, sums, starts.tolist(), 0, threads)
-        counts = np.diff([*starts.tolist(), len(rows)])
-        return [{"sums": part[None], "n": np.array([n])} for part, n in zip(sums, counts, strict=True)]
+    def release_groups(
+        self, rows: np.ndarray, starts: np.ndarray, budget: Budget, noise: Noise
+    ) -> list[FeatureRelease]:
+        """A release of each group of rows that lie one after another; one pass and one draw for all (of one term)."""
+        sums = np.zeros((1, len(starts), self._features[0].values), np.int64)
+        self._features[0].add(rows, BITS, sums[0], starts.tolist(), 0, noise.threads)
+        return self._released(sums, np.diff([*starts.tolist(), len(rows)]), budget, noise)
 
     def add(self, arrays: Arrays, block: np.ndarray, first_row: int, threads: int | None) -> None:
         from mercer.private._trees import within
@@ -74,7 +75,13 @@ class FeatureSums(Structure):
         arrays["n"] += len(block)
 
     def release(self, arrays: Arrays, budget: Budget, noise: Noise) -> Release:
-        terms, options, sums = self.terms, dict(self.options), arrays["sums"]
+        return self._released(arrays["sums"][:, None], arrays["n"], budget, noise)[0]
+
+    def _released(
+        self, sums: np.ndarray, counts: np.ndarray, budget: Budget, noise: Noise
+    ) -> list[FeatureRelease]:
+        """From sums (terms, groups, values) and counts (groups,); a row is in one group."""
+        terms, options = self.terms, dict(self.options)
         paired = options["form"] == "pairs"
         # The paper's split among the terms of an exponential sum: epsilon_j like the 2/3 power of their weights.
         shares = [abs(weight) ** (2 / 3) for weight, _, _ in options["terms"]]
@@ -83,20 +90,21 @@ class FeatureSums(Structure):
         amounts = budget.split(first + shares)
         changes = terms.changes()
         count_law = None if known else budget.law(amounts.pop(0), changes, changes**2)
-        n = released_count(arrays["n"], terms, count_law, noise)
+        n = released_count(counts, terms, count_law, noise)
         m = options["n_features"]
         if options.pop("auto_factor") is not None:
             # The noisy count decides: that costs nothing more. The first m features are those of m alone.
-            m = min(m, auto_features(float(n[0]), budget, changes, self.options["auto_factor"]))
+            m = min(m, auto_features(float(n.mean()), budget, changes, self.options["auto_factor"]))
             options["n_features"] = m
-            sums = sums.reshape(len(sums), -1, self.options["n_features"])[:, :, :m].reshape(len(sums), -1)
+            whole = sums.reshape(*sums.shape[:2], -1, self.options["n_features"])
+            sums = whole[..., :m].reshape(*sums.shape[:2], -1)
         pair = math.isqrt(2 << (2 * BITS)) + 1
         l1, square = changes * m * pair, changes**2 * m * ((2**BITS + 1) ** 2 if paired else pair**2)
         noisy, laws, steps = [], [], []
         for part, amount in zip(sums, amounts, strict=True):
-            values, law, coarse = coarsened(part, budget, amount, l1, square)
+            values, law, coarse = coarsened(part.ravel(), budget, amount, l1, square)
             noise.add(values, [law])
-            noisy.append(values)
+            noisy.append(values.reshape(part.shape))
             laws.append(law)
             steps.append(coarse - BITS)
         parameters = {
@@ -111,7 +119,10 @@ class FeatureSums(Structure):
         )  # fmt: skip
         statement["kernel"] = {"name": options["kernel"], "of u": KERNELS[options["kernel"]]}
         statement["kernel"]["bandwidth"] = options["bandwidth"]
-        return FeatureRelease(statement, parameters, {"sums": np.array(noisy), "n": n})
+        return [
+            FeatureRelease(statement, parameters, {"sums": group, "n": n[i : i + 1]})
+            for i, group in enumerate(np.stack(noisy, axis=1))
+        ]
 
 
 def draw_features(options: dict[str, Any], term: int, columns: int) -> _core.FourierFeatures:
@@ -274,7 +285,7 @@ def exponential_sum(tol: float, D: float, *, step: float | None = None) -> tuple
         >>> from mercer.private import exponential_sum
         >>> w, t = exponential_sum(1e-3, 10.0)
         >>> bool(abs(w @ np.exp(-t * 4.0) - 1 / 4) < 1e-3), len(w)
-        (True, 22)
+        (True, 27)
     """
     tol = _checks.real("tol", tol, 0.0, strict=True)
     if tol >= 1:

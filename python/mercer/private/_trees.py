@@ -161,8 +161,10 @@ class TreeRelease(Release):
             return self._squares(Y)
         if self._sums is None:
             self._sums = [_tree.adjusted_edges(tree, self.levels) for tree in self._trees]
-        parts = zip(self._low, self._high, self._sums, Y.T, strict=True)
-        return sum((_tree.exact_sum(a, b, e, y, self._p) for a, b, e, y in parts), np.zeros(len(Y)))
+        out = np.zeros(len(Y))
+        for low, high, edges, y in zip(self._low, self._high, self._sums, Y.T, strict=True):
+            out += _tree.exact_sum(low, high, edges, y, self._p)
+        return out
 
     def _squares(self, Y: np.ndarray) -> np.ndarray:
         """p = 2: gbar(I) = (centre - y)² + |I|²/12, so three moments answer every query."""

@@ -19,7 +19,7 @@ from mercer.private._features import KERNELS, FeatureSums
 from mercer.private._moments import MomentSums
 from mercer.private._noise import Budget, Noise
 from mercer.private._structure import Structure, Terms
-from mercer.private._trees import TreeSums
+from mercer.private._trees import TreeSums, within
 from mercer.private.kernel_sum import pays
 from mercer.private.ledger import BudgetExceeded, PrivacyLedger
 from mercer.private.partial import _bounded, _user_keys, spend
@@ -182,21 +182,23 @@ class PrivateSimilarityClassifier(Estimator):
             rows, labels = rows[index], labels[index]
         if _checks.flag("normalize", self.normalize):
             rows = unit_rows(rows)
+        rows = within(rows, structure.terms, 0)
         order = np.argsort(labels, kind="stable")
         rows, starts = rows[order], np.searchsorted(labels[order], np.arange(len(classes)))
-        if isinstance(structure, FeatureSums):
-            sums = structure.by_class(rows, starts, threads)
-        else:
-            sums = [structure.empty() for _ in classes]
-            for arrays, part in zip(sums, np.split(rows, starts[1:]), strict=True):
-                structure.add(arrays, np.ascontiguousarray(part), 0, threads)
         noise = Noise(self.insecure_seed, self.n_jobs)
+        sums = []
+        if not isinstance(structure, FeatureSums):
+            for part in np.split(rows, starts[1:]):
+                sums.append(structure.empty())
+                structure.add(sums[-1], np.ascontiguousarray(part), 0, threads)
         spend(self.ledger, budget, repr(self))
         self._spent_ = True
         # Sensitivity: one row is in one class. Adding or removing it changes one class's sums, which have noise for
         # that. Replacing it changes one class's by two rows' worth or two classes' by one each; all have noise for two.
         # Either way the l1 (and l2) distance of all classes' sums together is what each one's noise is made for.
-        members = [structure.release(arrays, budget, noise) for arrays in sums]
+        members: list[Release] = [structure.release(arrays, budget, noise) for arrays in sums]
+        if isinstance(structure, FeatureSums):
+            members = [*structure.release_groups(rows, starts, budget, noise)]
         statement = dict(members[0].statement)
         statement["mechanism"] = f"for each of {len(classes)} classes: {statement['mechanism']}"
         source = (

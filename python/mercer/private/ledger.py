@@ -28,8 +28,8 @@ class BudgetExceeded(ValueError):
 def zcdp_delta(rho: float, epsilon: float) -> float:
     """The delta at which a rho-zCDP mechanism is (epsilon, delta)-DP, rounded up.
 
-    >>> zcdp_delta(0.1, 2.0) < 3e-6
-    True
+    >>> f"{zcdp_delta(0.1, 2.0):.1e}"
+    '4.3e-06'
     """
     rho = _checks.real("rho", rho, 0.0)
     epsilon = _checks.real("epsilon", epsilon, 0.0)
@@ -44,7 +44,7 @@ def zcdp_epsilon(rho: float, delta: float) -> float:
     Never above rho + 2 sqrt(rho log(1/delta)).
 
     >>> round(zcdp_epsilon(0.1, 1e-5), 2)
-    1.81
+    1.91
     """
     rho = _checks.real("rho", rho, 0.0)
     log = -math.log(_delta(delta))

@@ -8,7 +8,6 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
-from mercer import _checks
 from mercer.private import _container, _features, _moments, _trees  # noqa: F401  (structures register themselves)
 from mercer.private._container import CorruptFile
 from mercer.private._noise import Budget, Noise

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from mercer.tour import columns, density, directions
+from mercer.tour import columns, density, directions, private_density
 from mercer.tour.chapter import Chapter
 
-CHAPTERS: tuple[Chapter, ...] = (directions.CHAPTER, density.CHAPTER, columns.CHAPTER)
+CHAPTERS: tuple[Chapter, ...] = (
+    directions.CHAPTER,
+    density.CHAPTER,
+    private_density.CHAPTER,
+    columns.CHAPTER,
+)

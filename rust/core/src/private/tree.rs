@@ -69,12 +69,16 @@ pub fn count<T: Real>(
         }
         Ok::<(), RowError>(())
     })?;
-    for (_, first, counted) in &found {
-        let kept = &mut counts[first * leaves..][..counted.low.len()];
-        let counted = counted.low.iter().zip(&counted.carried);
-        kept.iter_mut().zip(counted).for_each(|(a, (&low, &carried))| *a += i64::from(low) + (i64::from(carried) << 8));
-    }
-    Ok(())
+    pool::share(threads, counts.chunks_exact_mut(leaves).enumerate(), |(column, kept)| {
+        for (_, first, counted) in found.iter().filter(|(_, first, _)| (*first..first + COLUMNS).contains(&column)) {
+            let at = (column - first) * leaves;
+            kept.iter_mut().zip(&counted.low[at..]).for_each(|(a, &low)| *a += i64::from(low));
+            if counted.carries {
+                kept.iter_mut().zip(&counted.carried[at..]).for_each(|(a, &c)| *a += i64::from(c) << 8);
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Counters whose low bytes lie close together: a million of them stay in the second-level cache.
@@ -82,11 +86,13 @@ struct Counts {
     low: Vec<u8>,
     /// How often each low byte went round; memory that is never touched where none does.
     carried: Vec<u32>,
+    /// Whether one did.
+    carries: bool,
 }
 
 impl Counts {
     fn new(n: usize) -> Self {
-        Self { low: vec![0; n], carried: vec![0; n] }
+        Self { low: vec![0; n], carried: vec![0; n], carries: false }
     }
 }
 
@@ -154,6 +160,7 @@ impl<T: Real> Kernel for CountRows<'_, T> {
                     }
                 }
             }
+            let carries = &mut counts.carries;
             let (low, carried) = (counts.low.chunks_exact_mut(leaves), counts.carried.chunks_exact_mut(leaves));
             for (c, (low, carried)) in low.zip(carried).enumerate() {
                 for leaf in &leaf[..count] {
@@ -161,6 +168,7 @@ impl<T: Real> Kernel for CountRows<'_, T> {
                     low[at] = low[at].wrapping_add(1);
                     if low[at] == 0 {
                         carried[at] += 1;
+                        *carries = true;
                     }
                 }
             }
