@@ -68,15 +68,15 @@ struct Table {
 }
 
 impl Table {
-    #[inline]
-    fn reserve_one(&mut self, hash_of: impl Fn(u64) -> u64) {
+    #[inline(always)]
+    fn reserve_one(&mut self, index_of: impl Fn(u64) -> usize) {
         if 2 * (self.len + 1) <= self.slots.len() {
             return;
         }
         let grown = (4 * self.slots.len()).max(16);
         let old = std::mem::replace(&mut self.slots, vec![Slot { tag: 0, code: FREE }; grown]);
         for slot in old.into_iter().filter(|slot| slot.code != FREE) {
-            let mut at = hash_of(slot.tag) as usize & (grown - 1);
+            let mut at = index_of(slot.tag) & (grown - 1);
             while self.slots[at].code != FREE {
                 at = (at + 1) & (grown - 1);
             }
@@ -133,9 +133,9 @@ impl Dictionary {
     /// The same for a value given as its word and length.
     #[inline(always)]
     pub fn encode_short(&mut self, word: u64, len: usize) -> u32 {
-        self.short.reserve_one(hash::word);
+        self.short.reserve_one(hash::index);
         let mask = self.short.slots.len() - 1;
-        let mut at = hash::word(word) as usize & mask;
+        let mut at = hash::index(word) & mask;
         loop {
             let slot = self.short.slots[at];
             if slot.code == FREE {
@@ -155,7 +155,7 @@ impl Dictionary {
 
     fn encode_long(&mut self, value: &[u8]) -> u32 {
         let tag = hash::long(value);
-        self.long.reserve_one(|tag| tag);
+        self.long.reserve_one(|tag| tag as usize);
         let mask = self.long.slots.len() - 1;
         let mut at = tag as usize & mask;
         loop {
@@ -178,14 +178,14 @@ impl Dictionary {
     /// The code of a value that was seen.
     pub fn get(&self, value: &[u8]) -> Option<u32> {
         let (table, tag, start) = match hash::short(value) {
-            Some(word) => (&self.short, word, hash::word(word)),
-            None => (&self.long, hash::long(value), hash::long(value)),
+            Some(word) => (&self.short, word, hash::index(word)),
+            None => (&self.long, hash::long(value), hash::long(value) as usize),
         };
         if table.slots.is_empty() {
             return None;
         }
         let mask = table.slots.len() - 1;
-        let mut at = start as usize & mask;
+        let mut at = start & mask;
         while table.slots[at].code != FREE {
             let slot = table.slots[at];
             if slot.tag == tag && self.values.get(slot.code as usize) == value {
