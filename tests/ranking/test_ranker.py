@@ -156,6 +156,19 @@ def test_interactions_find_what_no_column_tells_alone():
     assert triple.scores_["feature"][0] == "a AND b AND c"
 
 
+def test_interactions_count_the_label_once():
+    table = {
+        name: column for name, column in planted(2000).items() if name in ("rand2", "rand50", "signal4", "y")
+    }
+    options = {"correction": "expected", "aggregate": "global", "interaction_order": 2, "batch_size": 1000}
+    ranker = FeatureRanker(**options).fit(table)
+    assert sum(ranker.counts_.label_counts.values()) == ranker.counts_.summary("y")["rows"] == 2000
+    joint = table["rand2"] * 50 + table["rand50"]
+    true = ranking.corrected_mutual_information(joint, table["y"], correction="expected")
+    scores = dict(zip(ranker.scores_["feature"], ranker.scores_["score"], strict=True))
+    assert scores["rand2 AND rand50"] == pytest.approx(true, abs=1e-12)
+
+
 def test_the_public_tools_interactions_collide_and_ours_do_not():
     n = 2000
     table = {

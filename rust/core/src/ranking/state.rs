@@ -185,11 +185,13 @@ impl Tables {
         &mut self.columns[at]
     }
 
-    /// Count the rows of a batch. `label` is counted against the columns where counts are kept.
+    /// Count the rows of a batch. `label` is counted against the columns where counts are kept; its own rows are counted
+    /// unless they were before, with other columns of the same batch.
     pub fn observe<'a>(
         &mut self,
         columns: impl Iterator<Item = (&'a str, &'a Column)>,
         label: Option<&Column>,
+        before: bool,
         threads: usize,
     ) {
         let mut label_codes = Vec::new();
@@ -197,7 +199,7 @@ impl Tables {
             for (value, &count) in label.values.iter().zip(&label.counts) {
                 let code = self.labels.encode(value);
                 self.label_counts.resize(self.labels.len(), 0);
-                self.label_counts[code as usize] += u64::from(count);
+                self.label_counts[code as usize] += if before { 0 } else { u64::from(count) };
                 label_codes.push(code);
             }
         }
