@@ -219,7 +219,7 @@ impl Tables {
         let _ =
             crate::pool::share(threads, items.into_iter(), |(state, column)| -> Result<(), std::convert::Infallible> {
                 state.observe(column, missing, caps);
-                if caps.values > 0 && !column.values.is_empty() {
+                if caps.values > 0 {
                     count_cells(state, column, label, &label_codes, caps);
                 }
                 Ok(())
@@ -367,8 +367,15 @@ impl Tables {
 }
 
 fn count_cells(state: &mut ColumnState, column: &Column, label: Option<&Column>, labels: &[u32], caps: Caps) {
-    let codes: Vec<u32> =
-        column.values.iter().zip(&column.hashes).map(|(value, &hash)| state.code(value, hash, caps)).collect();
+    // A column whose values are hashes is kept by their digits.
+    let code = |(i, &hash): (usize, &u64)| {
+        if column.values.is_empty() {
+            state.code(format!("{hash:016x}").as_bytes(), hash, caps)
+        } else {
+            state.code(column.values.get(i), hash, caps)
+        }
+    };
+    let codes: Vec<u32> = column.hashes.iter().enumerate().map(code).collect();
     for (&code, &count) in codes.iter().zip(&column.counts) {
         state.counts[code as usize] += u64::from(count);
     }
