@@ -188,7 +188,12 @@ class RankTables:
         self, values: int, repetitions: int, exact: int, precision: int, missing: list[bytes]
     ) -> None: ...
     def observe(
-        self, batch: RankBatch, names: list[str], label: int | None = None, threads: int | None = None
+        self,
+        batch: RankBatch,
+        names: list[str],
+        label: int | None = None,
+        before: bool = False,
+        threads: int | None = None,
     ) -> None: ...
     def merge(self, other: RankTables) -> None: ...
     def to_bytes(self) -> bytes: ...

@@ -112,6 +112,8 @@ def rank(
         label, out = label or "label", out or Path("ranking_outputs")
     if task not in _TASKS:
         _fail(f"task must be one of {', '.join(_TASKS)}, got {task!r}", 2)
+    if max_unique != 30_000:
+        _fail(f"max_unique_hist_constraint must be 30000, the only one there is, got {max_unique}", 2)
     if task == "identify_rare_values":
         score, rare = "constant", rare or 1
     ranker = FeatureRanker(
@@ -151,7 +153,7 @@ def rank(
         with _Bar(silent) as bar:
             ranker.fit(path, label or "y", format=format, delimiter=delimiter, progress=bar)
         if out is not None:
-            ranker.to_tsv(out)
+            ranker.to_tsv(out, decorate=_flag("include_cardinality_in_feature_names", in_names))
         if report is not None:
             ranker.to_html(report)
     except (ValueError, OSError, ImportError, TypeError) as error:

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -154,6 +156,19 @@ def test_interactions_find_what_no_column_tells_alone():
     assert triple.scores_["feature"][0] == "a AND b AND c"
 
 
+def test_interactions_count_the_label_once():
+    table = {
+        name: column for name, column in planted(2000).items() if name in ("rand2", "rand50", "signal4", "y")
+    }
+    options = {"correction": "expected", "aggregate": "global", "interaction_order": 2, "batch_size": 1000}
+    ranker = FeatureRanker(**options).fit(table)
+    assert sum(ranker.counts_.label_counts.values()) == ranker.counts_.summary("y")["rows"] == 2000
+    joint = table["rand2"] * 50 + table["rand50"]
+    true = ranking.corrected_mutual_information(joint, table["y"], correction="expected")
+    scores = dict(zip(ranker.scores_["feature"], ranker.scores_["score"], strict=True))
+    assert scores["rand2 AND rand50"] == pytest.approx(true, abs=1e-12)
+
+
 def test_the_public_tools_interactions_collide_and_ours_do_not():
     n = 2000
     table = {
@@ -249,7 +264,8 @@ def test_the_public_tools_files_are_written_under_their_names(tmp_path):
         noise_controls=True, interaction_order=2, transformers="minimal", order_3mr=True, rare_values=1
     )
     table = {**planted(3000), "price": np.random.default_rng(0).random(3000).round(3)}
-    FeatureRanker(**options).fit(table).to_tsv(tmp_path)
+    ranker = FeatureRanker(**options).fit(table)
+    ranker.to_tsv(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "pairwise_ranks.tsv", "feature_singles.tsv", "feature_singles_aggregated.tsv", "3mr_ranks.tsv", "memory.tsv",
@@ -263,6 +279,10 @@ def test_the_public_tools_files_are_written_under_their_names(tmp_path):
     counts = np.unique(table["price"], return_counts=True)[1]
     assert sum(line.startswith("price\t") for line in rare) == (counts == 1).sum()
     assert (tmp_path / "3mr_ranks.tsv").read_text().startswith("Feature\tRank\tScore\n")
+    ranker.to_tsv(tmp_path, decorate=False)
+    lines = (tmp_path / "feature_singles.tsv").read_text().splitlines()
+    singles = {line.split("\t")[0] for line in lines[1:]}
+    assert {name for name in singles if " AND_REL " not in name} == {*ranker.scores_["feature"], "y"}
 
 
 def test_json_and_report_are_whole(tmp_path):
@@ -345,6 +365,33 @@ def test_sketches_merge_and_travel():
     counts = ranking.CountMinSketch(width=100)
     counts.add("a", 5)
     assert counts.merge(ranking.CountMinSketch(width=100))["a"] >= 5
+
+
+PEAK = """
+import resource, sys
+from mercer.ranking import FeatureRanker
+FeatureRanker(n_jobs=2).fit(sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, np.geomspace(2, 20_000, 20).astype(int), (50_000, 20))
+    rows = "".join(f"{i % 2},{i}," + ",".join(map(str, row)) + "\n" for i, row in enumerate(X.tolist()))
+    peak = {}
+    for times in (1, 20):
+        path = tmp_path / f"{times}.csv"
+        with path.open("w") as f:
+            f.write("y,id," + ",".join(f"f{j}" for j in range(20)) + "\n")
+            for _ in range(times):
+                f.write(rows)
+        ran = subprocess.run(
+            [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True
+        )
+        peak[times] = int(ran.stdout)
+    assert peak[20] <= 1.5 * peak[1]
 
 
 def test_a_ranking_of_a_million_cells_answers_at_once():

@@ -67,13 +67,13 @@ class RankingCounts:
         batch, names, _ = _sources.batch_of(table)
         return self.observe(batch, names)
 
-    def observe(self, batch: Any, names: Sequence[str]) -> Self:
-        """Count the rows of an encoded batch."""
+    def observe(self, batch: Any, names: Sequence[str], *, before: bool = False) -> Self:
+        """Count the rows of an encoded batch; with `before`, the label was counted with other columns of it."""
         if self.label not in names:
             raise ValueError(
                 f"label must be a column of the table, got {self.label!r}; it has {list(names)[:20]}"
             )
-        self._tables.observe(batch, list(names), list(names).index(self.label), self.threads)
+        self._tables.observe(batch, list(names), list(names).index(self.label), before, self.threads)
         return self
 
     def merge(self, other: RankingCounts) -> Self:

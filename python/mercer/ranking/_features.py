@@ -125,9 +125,13 @@ def numbers(values: Sequence[bytes]) -> np.ndarray:
 
 
 def transform(
-    frame: Frame, columns: Sequence[str], functions: Mapping[str, Transformer], threads: int | None
+    frame: Frame,
+    columns: Sequence[str],
+    functions: Mapping[str, Transformer],
+    as_text: bool,
+    threads: int | None,
 ) -> None:
-    """Add the transformed columns that are worth keeping."""
+    """Add the transformed columns that are worth keeping; `as_text`, with their numbers written out as values."""
     for column in columns:
         i = frame.names.index(column)
         x = numbers(frame.batch.values(i))
@@ -136,6 +140,10 @@ def transform(
         if table.shape != (len(functions), len(x)):
             raise ValueError(f"transformers must return an array of their argument's shape, {x.shape}")
         made, kept = frame.batch.transformed(i, table, MAJORITY, NAN, threads)
+        if as_text and kept:
+            texts = ([str(number).encode() for number in table[t]] for t in kept)
+            first, *rest = (frame.batch.relabelled(i, text) for text in texts)
+            made = first.extended(rest)
         names = list(functions)
         frame.add(made, [column + names[t] for t in kept], "transform")
 

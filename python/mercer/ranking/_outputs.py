@@ -33,12 +33,13 @@ def heuristic(ranker: FeatureRanker) -> str:
     return _NAMES.get(ranker.score, ranker.score)
 
 
-def write_official(ranker: FeatureRanker, folder: Any) -> list[Path]:
+def write_official(ranker: FeatureRanker, folder: Any, decorate: bool = True) -> list[Path]:
     """See `FeatureRanker.to_tsv`."""
     out = Path(folder)
     name = heuristic(ranker)
-    pairs = _pairs(ranker)
-    singles = _singles(ranker, pairs, name)
+    named = {n: _decorated(ranker, n) if decorate else n for n in ranker.coverage_ or ranker.counts_.names}
+    pairs = _pairs(ranker, named)
+    singles = _singles(named[ranker.label_], pairs, name)
     files: dict[str, str] = {
         "pairwise_ranks.tsv": _tsv(("FeatureA", "FeatureB", "Score"), pairs),
         "feature_singles.tsv": _tsv(("Feature", f"Score {name}"), singles),
@@ -63,7 +64,7 @@ def write_official(ranker: FeatureRanker, folder: Any) -> list[Path]:
     }
     if ranker.interaction_order > 1:
         title = f"Combined score (order: {ranker.interaction_order}, {name})"
-        files["feature_singles_aggregated.tsv"] = _tsv(("Feature", title), _aggregated(singles))
+        files["feature_singles_aggregated.tsv"] = _tsv(("Feature", title), _aggregated(singles, decorate))
     if ranker.ranks_3mr_ is not None:
         ranks = ((f, i, s) for i, (f, s) in enumerate(ranker.ranks_3mr_.tolist(), 1))
         files["3mr_ranks.tsv"] = _tsv(("Feature", "Rank", "Score"), ranks)
@@ -91,25 +92,21 @@ def write_official(ranker: FeatureRanker, folder: Any) -> list[Path]:
 def _decorated(ranker: FeatureRanker, name: str) -> str:
     """The name with the cardinality and the coverage in it."""
     cardinality = ranker.counts_.summary(name)["cardinality"]
-    coverage = int(round(ranker.coverage_[name], 1))
+    coverage = int(round(ranker.coverage_.get(name, ranker.counts_.summary(name)["coverage"]), 1))
     return f"{name}-({cardinality}; {coverage})"
 
 
-def _pairs(ranker: FeatureRanker) -> list[tuple[str, str, float]]:
+def _pairs(ranker: FeatureRanker, shown: dict[str, str]) -> list[tuple[str, str, float]]:
     """Every pair both ways, by score; of the counts' scores where those are the ranking."""
     rows = [(a, b, score) for a, b, score, _, _ in ranker.pairwise_.tolist()]
     if ranker.aggregate == "global":
         rows = [(row["feature"], ranker.label_, float(row["score"])) for row in ranker.scores_]
-    shown = {name: _decorated(ranker, name) for name in {n for row in rows for n in row[:2]}}
     both = [(shown[a], shown[b], score) for a, b, score in rows]
     both += [(b, a, score) for a, b, score in both if a != b]
     return sorted(both, key=lambda row: row[2])
 
 
-def _singles(
-    ranker: FeatureRanker, pairs: list[tuple[str, str, float]], name: str
-) -> list[tuple[str, float]]:
-    label = _decorated(ranker, ranker.label_)
+def _singles(label: str, pairs: list[tuple[str, str, float]], name: str) -> list[tuple[str, float]]:
     scores = {a: score for a, b, score in pairs if b == label}
     low, high = min(scores.values(), default=0.0), max(scores.values(), default=0.0)
     if "MI" in name and high > low:
@@ -117,10 +114,10 @@ def _singles(
     return sorted(scores.items(), key=lambda item: -item[1])
 
 
-def _aggregated(singles: list[tuple[str, float]]) -> list[tuple[str, float]]:
+def _aggregated(singles: list[tuple[str, float]], decorated: bool) -> list[tuple[str, float]]:
     parts: dict[str, list[float]] = defaultdict(list)
     for feature, score in singles:
-        name = feature.rpartition("-(")[0]
+        name = feature.rpartition("-(")[0] if decorated else feature
         if " AND " in name:
             for part in name.split(" AND "):
                 parts[part].append(score)

@@ -279,8 +279,10 @@ class FeatureRanker(Estimator):
         self.feature_names_in_ = np.array([n for n in counts.names if n != plan.label], dtype=object)
         return self
 
-    def to_tsv(self, folder: Any) -> list[Any]:
+    def to_tsv(self, folder: Any, *, decorate: bool = True) -> list[Any]:
         """Write the public tool's files into `folder` under its names; returns their paths.
+
+        With `decorate`, names of columns carry cardinality and coverage: "campaign-(312; 99)".
 
         feature_singles.tsv, pairwise_ranks.tsv, memory.tsv, value_repetitions.json,
         combination_estimation_counts.json, timings.json, arguments.json,
@@ -289,7 +291,7 @@ class FeatureRanker(Estimator):
         """
         from mercer.ranking._outputs import write_official
 
-        return write_official(self._fitted(), folder)
+        return write_official(self._fitted(), folder, _checks.flag("decorate", decorate))
 
     def to_json(self) -> str:
         """The ranking, the quality of each column and how it was made, as JSON."""

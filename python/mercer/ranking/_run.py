@@ -116,7 +116,7 @@ class Run:
         self._bound(frame)
         self._make(frame, label)
         made = time.perf_counter()
-        self._observe(frame, full=batch.rows == plan.batch_size)
+        self._observe(frame)
         counted = time.perf_counter()
         if scored:
             self.one_label += len(frame.batch.counts(label)) < 2
@@ -188,7 +188,7 @@ class Run:
         """The new columns that stay in memory with the batch."""
         plan = self.plan
         if plan.transformers:
-            _features.transform(frame, self._numeric(frame), plan.transformers, plan.threads)
+            _features.transform(frame, self._numeric(frame), plan.transformers, plan.compat, plan.threads)
         missing = [value.encode() for value in plan.missing]
         for column in plan.multivalue:
             _features.explode(frame, column, missing)
@@ -216,10 +216,15 @@ class Run:
                 self.visits[tuple(frame.names[i] for i in combination)] += 1
             yield frame.batch.interactions([list(c) for c in part], plan.compat, plan.threads), names
 
-    def _observe(self, frame: Frame, full: bool) -> None:
-        """Cardinality, coverage, repetitions, bytes of the columns."""
+    def _observe(self, frame: Frame, label: int | None = None) -> None:
+        """Cardinality, coverage, repetitions, bytes of the columns; those of `label` are known already."""
+        self.counts.observe(frame.batch, frame.names, before=label is not None)
+        if label is not None:
+            keep = [i for i in range(len(frame.names)) if i != label]
+            names, kinds = ([values[i] for i in keep] for values in (frame.names, frame.kinds))
+            frame = Frame(frame.batch.select(keep), names, kinds)
+        full = frame.batch.rows == self.plan.batch_size
         self.kinds.update(zip(frame.names, frame.kinds, strict=True))
-        self.counts.observe(frame.batch, frame.names)
         missing = [value.encode() for value in self.plan.missing]
         for name, share in zip(frame.names, frame.batch.missing_share(missing), strict=True):
             self.coverage[name].append(100 * (1 - share))
@@ -250,9 +255,8 @@ class Run:
         for batch, names in self._interactions(frame, label, order, joint):
             part = Frame(frame.batch.select([label]), [self.plan.label], ["column"])
             part.add(batch, names, "interaction" if joint == AND else "relation")
-            self._observe(part, full=False)
+            self._observe(part, label=0)
             self._add(part, [(i, 0) for i in range(1, len(part.names))], weights)
-        self.kinds[self.plan.label] = "column"
 
     def _add(self, frame: Frame, pairs: list[tuple[int, int]], weights: np.ndarray | None) -> None:
         named = [(frame.names[i], frame.names[j]) for i, j in pairs]

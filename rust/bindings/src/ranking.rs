@@ -455,24 +455,26 @@ impl RankTables {
         Self(Tables::new(Caps { values, repetitions, exact, precision }, missing))
     }
 
-    /// Count the columns of a batch, by their names, against the label.
-    #[pyo3(signature = (batch, names, label=None, threads=None))]
+    /// Count the columns of a batch, by their names, against the label; the label itself unless it was counted before.
+    #[pyo3(signature = (batch, names, label=None, before=false, threads=None))]
     fn observe(
         &mut self,
         py: Python<'_>,
         batch: &RankBatch,
         names: Vec<String>,
         label: Option<usize>,
+        before: bool,
         threads: Threads,
     ) -> PyResult<()> {
         if names.len() != batch.columns.len() || label.is_some_and(|i| i >= names.len()) {
             return Err(refuse("names must be one a column"));
         }
-        let label = label.map(|i| &*batch.columns[i]);
         let columns = names.iter().map(String::as_str).zip(batch.columns.iter().map(|column| &**column));
+        let kept = columns.enumerate().filter(|&(i, _)| !(before && label == Some(i))).map(|(_, column)| column);
+        let columns: Vec<_> = kept.collect();
+        let label = label.map(|i| &*batch.columns[i]);
         let tables = &mut self.0;
-        let columns: Vec<_> = columns.collect();
-        py.detach(|| tables.observe(columns.into_iter(), label, pool::threads(threads)));
+        py.detach(|| tables.observe(columns.into_iter(), label, before, pool::threads(threads)));
         Ok(())
     }
 

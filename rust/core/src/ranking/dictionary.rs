@@ -68,11 +68,15 @@ struct Table {
 }
 
 impl Table {
-    #[inline]
-    fn reserve_one(&mut self, hash_of: impl Fn(u64) -> u64) {
-        if 2 * (self.len + 1) <= self.slots.len() {
-            return;
-        }
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        2 * (self.len + 1) > self.slots.len()
+    }
+
+    /// Four times the slots: out of the way of the loop that seldom needs it.
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self, hash_of: impl Fn(u64) -> u64) {
         let grown = (4 * self.slots.len()).max(16);
         let old = std::mem::replace(&mut self.slots, vec![Slot { tag: 0, code: FREE }; grown]);
         for slot in old.into_iter().filter(|slot| slot.code != FREE) {
@@ -133,7 +137,9 @@ impl Dictionary {
     /// The same for a value given as its word and length.
     #[inline(always)]
     pub fn encode_short(&mut self, word: u64, len: usize) -> u32 {
-        self.short.reserve_one(hash::word);
+        if self.short.is_full() {
+            self.short.grow(hash::word);
+        }
         let mask = self.short.slots.len() - 1;
         let mut at = hash::word(word) as usize & mask;
         loop {
@@ -146,6 +152,11 @@ impl Dictionary {
             }
             at = (at + 1) & mask;
         }
+        self.add_short(at, word, len)
+    }
+
+    #[inline(never)]
+    fn add_short(&mut self, at: usize, word: u64, len: usize) -> u32 {
         let code = self.values.len() as u32;
         self.short.slots[at] = Slot { tag: word, code };
         self.short.len += 1;
@@ -155,7 +166,9 @@ impl Dictionary {
 
     fn encode_long(&mut self, value: &[u8]) -> u32 {
         let tag = hash::long(value);
-        self.long.reserve_one(|tag| tag);
+        if self.long.is_full() {
+            self.long.grow(|tag| tag);
+        }
         let mask = self.long.slots.len() - 1;
         let mut at = tag as usize & mask;
         loop {
@@ -178,14 +191,14 @@ impl Dictionary {
     /// The code of a value that was seen.
     pub fn get(&self, value: &[u8]) -> Option<u32> {
         let (table, tag, start) = match hash::short(value) {
-            Some(word) => (&self.short, word, hash::word(word)),
-            None => (&self.long, hash::long(value), hash::long(value)),
+            Some(word) => (&self.short, word, hash::word(word) as usize),
+            None => (&self.long, hash::long(value), hash::long(value) as usize),
         };
         if table.slots.is_empty() {
             return None;
         }
         let mask = table.slots.len() - 1;
-        let mut at = start as usize & mask;
+        let mut at = start & mask;
         while table.slots[at].code != FREE {
             let slot = table.slots[at];
             if slot.tag == tag && self.values.get(slot.code as usize) == value {

@@ -185,11 +185,13 @@ impl Tables {
         &mut self.columns[at]
     }
 
-    /// Count the rows of a batch. `label` is counted against the columns where counts are kept.
+    /// Count the rows of a batch. `label` is counted against the columns where counts are kept; its own rows are counted
+    /// unless they were before, with other columns of the same batch.
     pub fn observe<'a>(
         &mut self,
         columns: impl Iterator<Item = (&'a str, &'a Column)>,
         label: Option<&Column>,
+        before: bool,
         threads: usize,
     ) {
         let mut label_codes = Vec::new();
@@ -197,7 +199,7 @@ impl Tables {
             for (value, &count) in label.values.iter().zip(&label.counts) {
                 let code = self.labels.encode(value);
                 self.label_counts.resize(self.labels.len(), 0);
-                self.label_counts[code as usize] += u64::from(count);
+                self.label_counts[code as usize] += if before { 0 } else { u64::from(count) };
                 label_codes.push(code);
             }
         }
@@ -217,7 +219,7 @@ impl Tables {
         let _ =
             crate::pool::share(threads, items.into_iter(), |(state, column)| -> Result<(), std::convert::Infallible> {
                 state.observe(column, missing, caps);
-                if caps.values > 0 && !column.values.is_empty() {
+                if caps.values > 0 {
                     count_cells(state, column, label, &label_codes, caps);
                 }
                 Ok(())
@@ -365,8 +367,15 @@ impl Tables {
 }
 
 fn count_cells(state: &mut ColumnState, column: &Column, label: Option<&Column>, labels: &[u32], caps: Caps) {
-    let codes: Vec<u32> =
-        column.values.iter().zip(&column.hashes).map(|(value, &hash)| state.code(value, hash, caps)).collect();
+    // A column whose values are hashes is kept by their digits.
+    let code = |(i, &hash): (usize, &u64)| {
+        if column.values.is_empty() {
+            state.code(format!("{hash:016x}").as_bytes(), hash, caps)
+        } else {
+            state.code(column.values.get(i), hash, caps)
+        }
+    };
+    let codes: Vec<u32> = column.hashes.iter().enumerate().map(code).collect();
     for (&code, &count) in codes.iter().zip(&column.counts) {
         state.counts[code as usize] += u64::from(count);
     }
