@@ -161,7 +161,8 @@ class KernelDensity(Estimator):
         ]
         total = len(self._data) if self._weights is None else self._weights.sum()
         with np.errstate(divide="ignore", invalid="ignore"):
-            sums = np.maximum(found.values, 0.0)  # by features some may fall below: nothing is known of their logarithm
+            # By features some may fall below 0: nothing is known of their logarithm.
+            sums = np.maximum(found.values, 0.0)
             self.score_error_ = np.where(sums > 0, found.std_error / sums, np.inf)
             return np.log(sums) - np.log(total) - scale
 
