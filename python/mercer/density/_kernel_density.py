@@ -33,7 +33,8 @@ class KernelDensity(Estimator):
         bandwidth_: h, a float, or an array for a grid.
         thresholds_: h_G, h_CLT and h_opt of Gaussian data with the covariance of these
             (:class:`KdeThresholds`); None for fewer than three rows or copies of one.
-        score_error_: After an approximate `score_samples`, the estimated standard error of each log density.
+        score_error_: After an approximate `score_samples`, the estimated standard error of each log density; infinite
+            where the estimate is not positive and the log density -inf.
         n_features_in_: d.
         feature_names_in_: Column names, where the data had them.
 
@@ -160,8 +161,10 @@ class KernelDensity(Estimator):
         ]
         total = len(self._data) if self._weights is None else self._weights.sum()
         with np.errstate(divide="ignore", invalid="ignore"):
-            self.score_error_ = found.std_error / found.values
-            return np.log(np.maximum(found.values, 0.0)) - np.log(total) - scale
+            # By features some may fall below 0: nothing is known of their logarithm.
+            sums = np.maximum(found.values, 0.0)
+            self.score_error_ = np.where(sums > 0, found.std_error / sums, np.inf)
+            return np.log(sums) - np.log(total) - scale
 
     def score(self, X: Any, y: Any = None) -> float:
         """Total log density of the rows, as scikit-learn's; (H,) for a grid."""
