@@ -254,9 +254,14 @@ def test_pairs_and_3mr():
 
 def test_few_pairs_a_batch_take_turns():
     table = planted(8000)
-    ranker = FeatureRanker("mi", batch_size=1000, max_pairs=4).fit(table)
+    ranker = FeatureRanker("mi", batch_size=1100, max_pairs=4, compat=True).fit(table)
     visits = ranker.scores_["batches"]
     assert len(visits) == 10 and visits.max() - visits.min() <= 1
+
+
+def test_columns_alone_are_never_too_many():
+    ranker = FeatureRanker("mi", batch_size=1000, max_pairs=4).fit(planted(8000))
+    assert (ranker.scores_["batches"] == 8).all() and len(ranker.scores_) == 10
 
 
 def test_the_public_tools_files_are_written_under_their_names(tmp_path):

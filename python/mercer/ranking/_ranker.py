@@ -64,7 +64,8 @@ class FeatureRanker(Estimator):
         noise_controls: Add the public tool's controls: noise of several cardinalities, and the label itself.
         pairwise: Score all pairs of columns, not only those with the label.
         order_3mr: Also order the columns by 3MR (relevance - redundancy + relation): O(f²) pairs a batch.
-        max_pairs: Pairs, and interactions, scored a batch at most; the least visited come first.
+        max_pairs: Pairs of columns, and interactions, scored a batch at most; the least visited come first. With
+            `compat` also columns against the label, which else are all scored.
         columns: Only these (and the label).
         reference_features: Columns that a surrogate model gets beside each candidate.
         label_bins: Number of equally filled bins for a numeric label (edges from the first batch), or the edges.

@@ -241,7 +241,8 @@ class Run:
             pairs = [(i, label) for i in range(f)]
         if plan.score.startswith("surrogate"):
             pairs = [(i, j) for i, j in pairs if i != j]
-        pairs = self.turns.take("pairs", pairs, plan.max_pairs)
+        if plan.pairwise or plan.order_3mr or plan.compat:  # the columns alone are never too many
+            pairs = self.turns.take("pairs", pairs, plan.max_pairs)
         self._add(frame, pairs, weights)
         if plan.order > 1 and not plan.pairwise:
             self._score_joint(frame, label, plan.order, AND, weights)
