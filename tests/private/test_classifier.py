@@ -43,7 +43,7 @@ def blobs():
         {"metric": "l1", "epsilon": 8.0},
         {"kernel": "smooth_l2", "mechanism": "gaussian", "delta": 1e-6},
         {"normalize": False, "bandwidth": 4.0, "mechanism": "gaussian", "delta": 1e-6},
-        {"normalize": False, "metric": "sqeuclidean", "bounds": (-20, 20), "epsilon": 8.0},
+        {"normalize": False, "metric": "sqeuclidean", "bounds": (-20, 20), "epsilon": 40.0},
     ],
 )
 def test_separate_classes_are_told_apart(blobs, kwargs, tmp_path):
