@@ -17,25 +17,59 @@ from mercer.private.ledger import BudgetExceeded, PrivacyLedger
 from mercer.private.partial import PrivatePartial, spend
 from mercer.private.release import Release
 
-__all__ = ["PrivateSum"]
+__all__ = ["OneRelease", "PrivateSum"]
 
 
-class PrivateSum(Estimator):
-    """The base of :class:`PrivateDistanceSum` and :class:`PrivateKernelSum`."""
+class OneRelease(Estimator):
+    """An estimator that keeps a release alone, and makes one for each budget."""
 
     epsilon: float
     mechanism: str
     delta: float | None
+    ledger: PrivacyLedger | None
+    release_: Release
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the release: see :meth:`Release.save`."""
+        self._fitted().save(path)
+
+    def set_params(self, **params: Any) -> Self:
+        """Change constructor arguments; naming `epsilon` says that a new budget is meant, and allows another fit."""
+        super().set_params(**params)
+        if "epsilon" in params:
+            self.__dict__.pop("_spent_", None)
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "release_")
+
+    def _fitted(self) -> Release:
+        if not hasattr(self, "release_"):
+            raise_not_fitted(self, "call fit")
+        return self.release_
+
+    def _may_fit(self) -> None:
+        if self.ledger is None and getattr(self, "_spent_", False):
+            raise BudgetExceeded(
+                f"epsilon = {self.epsilon} has been spent: another fit is another release of the same people's data. "
+                "Make a new estimator if the data are others', set_params(epsilon=...) to spend more, or share a ledger"
+            )
+
+    def _budget(self) -> Budget:
+        return Budget.of(self.mechanism, self.epsilon, self.delta)
+
+
+class PrivateSum(OneRelease):
+    """The base of :class:`PrivateDistanceSum` and :class:`PrivateKernelSum`."""
+
     neighbor: str
     public_n: bool | None
     bounds: Any
     outside: str
     max_rows_per_user: int | None
-    ledger: PrivacyLedger | None
     random_state: Any
     insecure_seed: int | None
     n_jobs: int | None
-    release_: Release
 
     def fit(self, X: Any, y: Any = None, *, users: Any = None) -> Self:
         """Sum over the rows, draw the noise once and keep the release alone.
@@ -90,35 +124,6 @@ class PrivateSum(Estimator):
     def std_error(self, Y: Any) -> np.ndarray:
         """The exact standard deviation of the noise in each answer: a public formula. float64 (m,)."""
         return self._fitted().std_error(Y)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the release: see :meth:`Release.save`."""
-        self._fitted().save(path)
-
-    def set_params(self, **params: Any) -> Self:
-        """Change constructor arguments; naming `epsilon` says that a new budget is meant, and allows another fit."""
-        super().set_params(**params)
-        if "epsilon" in params:
-            self.__dict__.pop("_spent_", None)
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "release_")
-
-    def _fitted(self) -> Release:
-        if not hasattr(self, "release_"):
-            raise_not_fitted(self, "call fit")
-        return self.release_
-
-    def _may_fit(self) -> None:
-        if self.ledger is None and getattr(self, "_spent_", False):
-            raise BudgetExceeded(
-                f"epsilon = {self.epsilon} has been spent: another fit is another release of the same people's data. "
-                "Make a new estimator if the data are others', set_params(epsilon=...) to spend more, or share a ledger"
-            )
-
-    def _budget(self) -> Budget:
-        return Budget.of(self.mechanism, self.epsilon, self.delta)
 
     def _source(self, X: Any) -> tuple[Any, int, np.ndarray | None]:
         """(what to read, columns, names); `X` may be an iterator, which is opened once."""

