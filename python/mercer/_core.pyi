@@ -25,6 +25,23 @@ def log_kernel_sums(
     entropy: NDArray | None = None,
     threads: int | None = None,
 ) -> None: ...
+def neighborhood_attention(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    axes: list[tuple[int, int, int, int, bool]],
+    scale: float,
+    out: NDArray,
+    lse: NDArray,
+    threads: int | None = None,
+) -> None: ...
+def neighborhood_attention_gradients(
+    given: tuple[NDArray | None, ...],
+    wanted: tuple[NDArray, NDArray, NDArray],
+    axes: list[tuple[int, int, int, int, bool]],
+    scale: float,
+    threads: int | None = None,
+) -> None: ...
 def neighborhood_products(
     query: NDArray,
     key: NDArray,

@@ -21,7 +21,10 @@ mod _core {
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
     #[pymodule_export]
-    use super::neighborhood::{neighborhood_aggregate, neighborhood_inverse, neighborhood_products};
+    use super::neighborhood::{
+        neighborhood_aggregate, neighborhood_attention, neighborhood_attention_gradients, neighborhood_inverse,
+        neighborhood_products,
+    };
     #[pymodule_export]
     use super::private::{
         FourierFeatures, PrivateTreeSums, private_count, private_noise, private_sum_up, public_normals,

@@ -131,7 +131,7 @@ impl<T: Element> Columns<T> {
 
 /// Call `with(packed index, token)` for each packed index of the range.
 #[inline(always)]
-fn each_token(order: &Order, range: std::ops::Range<usize>, mut with: impl FnMut(usize, usize)) {
+pub(super) fn each_token(order: &Order, range: std::ops::Range<usize>, mut with: impl FnMut(usize, usize)) {
     let mut at = range.start;
     let mut line = order.lines.partition_point(|line| line.base <= at) - 1;
     while at < range.end {
@@ -150,6 +150,12 @@ pub(super) struct Partial<T> {
     pub first: usize,
     pub rows: usize,
     pub sums: Vec<T>,
+}
+
+impl<T: Element> Partial<T> {
+    pub fn new(keys: &std::ops::Range<usize>, room: usize) -> Self {
+        Self { first: keys.start, rows: keys.len(), sums: vec![T::default(); room] }
+    }
 }
 
 /// The partial sums of each block (`parts` in a row each) added up, in order, and laid out as the caller wants.
