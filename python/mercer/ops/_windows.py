@@ -86,12 +86,12 @@ def of_attention(
         raise ValueError(
             f"key must have the batch, axes and columns of query {tuple(query)}, got shape {tuple(key)}"
         )
+    if query[-2] % key[-2]:
+        raise ValueError(f"query must have a multiple of the {key[-2]} heads of key, got {query[-2]}")
     if value[:-1] != key[:-1]:
         raise ValueError(
             f"value must have the batch, axes and heads of key {tuple(key)}, got shape {tuple(value)}"
         )
-    if query[-2] % key[-2]:
-        raise ValueError(f"query must have a multiple of the {key[-2]} heads of key, got {query[-2]}")
     return axes(query[1:-2], *how), scale_of(scale, query[-1])
 
 

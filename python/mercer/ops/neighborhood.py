@@ -1,9 +1,9 @@
 """Neighborhood attention on NumPy arrays: every token of a 1-, 2- or 3-D grid attends to its nearest neighbours.
 
 Hassani, Hwu and Shi, "Faster Neighborhood Attention" (NeurIPS 2024). o_i is the softmax-weighted sum of the values at
-the neighbours of i; the cost is linear in the number of tokens. Windows may be even, strided, dilated and causal, axis by
-axis; at borders they are shifted, so that every query of an axis that is not causal sees exactly ``kernel_size`` keys.
-Torch tensors, gradients and GPUs: :mod:`mercer.nn.attention.neighborhood`.
+the neighbours of i; the cost is linear in the number of tokens. Windows may be even, strided, dilated and
+causal, axis by axis; at borders they are shifted, so that every query of an axis that is not causal sees
+exactly ``kernel_size`` keys. Torch tensors, gradients and GPUs: :mod:`mercer.nn.attention.neighborhood`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,12 @@ dynamic convolutions are made of.
 """
 
 from mercer.nn.attention.neighborhood._fused import flex_mask_mod, merge_attentions, na1d, na2d, na3d
+from mercer.nn.attention.neighborhood._layers import (
+    NeighborhoodAttention1d,
+    NeighborhoodAttention2d,
+    NeighborhoodAttention3d,
+)
+from mercer.nn.attention.neighborhood._nat import NAT, NAT_VARIANTS, nat
 from mercer.nn.attention.neighborhood._products import (
     neighborhood_av,
     neighborhood_inverse,
@@ -15,11 +21,17 @@ from mercer.nn.attention.neighborhood._products import (
 from mercer.ops import neighbor_indices, neighborhood_mask
 
 __all__ = [
+    "NAT",
+    "NAT_VARIANTS",
+    "NeighborhoodAttention1d",
+    "NeighborhoodAttention2d",
+    "NeighborhoodAttention3d",
     "flex_mask_mod",
     "merge_attentions",
     "na1d",
     "na2d",
     "na3d",
+    "nat",
     "neighbor_indices",
     "neighborhood_av",
     "neighborhood_inverse",
