@@ -63,6 +63,31 @@ def neighborhood_inverse(
     out: NDArray,
     threads: int | None = None,
 ) -> None: ...
+def lsh_bits(seed: int, stream: int, rows: int, columns: int) -> NDArray: ...
+def lsh_cross_polytope(
+    x: NDArray,
+    rotations: NDArray,
+    fast: bool,
+    hashes: int,
+    axes: int,
+    out: NDArray,
+    threads: int | None = None,
+) -> None: ...
+def lsh_e2(
+    x: NDArray,
+    directions: NDArray,
+    shifts: NDArray,
+    width: float,
+    out: NDArray,
+    threads: int | None = None,
+) -> None: ...
+def lsh_minhash(
+    items: NDArray, offsets: NDArray, orders: NDArray, out: NDArray, threads: int | None = None
+) -> None: ...
+def lsh_normals(seed: int, stream: int, rows: int, columns: int) -> NDArray: ...
+def lsh_simhash(
+    x: NDArray, planes: NDArray, gray: bool, out: NDArray, threads: int | None = None
+) -> None: ...
 def num_threads() -> int: ...
 def simd_level() -> str: ...
 def vmf_cosine_deficit(

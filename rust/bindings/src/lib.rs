@@ -4,6 +4,7 @@
 mod density;
 mod directional;
 mod interrupt;
+mod lsh;
 mod neighborhood;
 mod private;
 mod ranking;
@@ -20,6 +21,8 @@ mod _core {
     use super::density::{largest_entry, log_kernel_sums};
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
+    #[pymodule_export]
+    use super::lsh::{lsh_bits, lsh_cross_polytope, lsh_e2, lsh_minhash, lsh_normals, lsh_simhash};
     #[pymodule_export]
     use super::neighborhood::{
         neighborhood_aggregate, neighborhood_attention, neighborhood_attention_gradients, neighborhood_inverse,
