@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mercer.nn.attention import neighborhood
+    from mercer.nn.attention import neighborhood, scatterbrain
 
-__all__ = ["neighborhood"]
+__all__ = ["neighborhood", "scatterbrain"]
 
 
 def __getattr__(name: str) -> Any:
