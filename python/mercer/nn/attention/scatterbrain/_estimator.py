@@ -14,7 +14,7 @@ from mercer.nn.attention.scatterbrain import _supports
 from mercer.nn.attention.scatterbrain._features import KINDS, orthogonal_gaussian, performer_features
 from mercer.nn.attention.scatterbrain._supports import SUPPORTS, Support
 
-__all__ = ["estimated_matrix", "scatterbrain_attention"]
+__all__ = ["approximation_error", "estimated_matrix", "scatterbrain_attention"]
 
 #: Steps of a causal prefix sum.
 CHUNK = 128
@@ -56,8 +56,8 @@ def scatterbrain_attention(
     Args:
         query: (B, H, T, E), key: (B, H, S, E), value: (B, H, S, D), of one dtype and device; float16 and bfloat16 are
             computed in float32 and returned as they came.
-        n_features: m numbers a token; even for "cosh". None: E log E, rounded; 0: only the support (SMYRF, Reformer, local
-            attention).
+        n_features: m numbers a token; even for "cosh". None: E log E, rounded; 0: only the support (SMYRF,
+            Reformer, local attention).
         support: "local": `window` keys around each query (the last `window` if causal); "smyrf" and "cross_polytope":
             `n_hashes` rounds of clusters of `cluster_size`; "topk": the `topk` largest products, found exactly in
             quadratic time; "block": `window_blocks` blocks of `block` keys around each block of queries, the first
@@ -125,7 +125,11 @@ def scatterbrain_attention(
 
 
 def estimated_matrix(
-    query: torch.Tensor, key: torch.Tensor, n_features: int | None = None, support: Any = "local", **options: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    n_features: int | None = None,
+    support: Any = "local",
+    **options: Any,
 ) -> torch.Tensor:
     """The unnormalised estimate of exp(t q_i·k_j), (B, H, T, S): quadratic, to measure with.
 
@@ -139,13 +143,75 @@ def estimated_matrix(
         tensor([1.4142, 1.4142, 1.4142, 1.4142])
     """
     clusters = options.pop("clusters", None)
-    form = _checked(query=query, key=key, value=key, n_features=n_features, support=support, **_DEFAULTS | options)
+    form = _checked(
+        query=query, key=key, value=key, n_features=n_features, support=support, **_DEFAULTS | options
+    )
     b, h, t, _ = query.shape
     q, k = query.flatten(0, 1), key.flatten(0, 1)
     mask = options.get("key_padding_mask")
     allowed = None if mask is None else ~mask[:, None].expand(b, h, -1).reshape(b * h, -1)
     pairs = _support(form, q, k, allowed, (b, h), clusters)
-    return _dense(form, q, k, _low_rank(form, q, k, allowed), pairs, allowed, normalise=False).view(b, h, t, -1)
+    return _dense(form, q, k, _low_rank(form, q, k, allowed), pairs, allowed, normalise=False).view(
+        b, h, t, -1
+    )
+
+
+def approximation_error(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    n_features: int | None = None,
+    support: Any = "local",
+    *,
+    rows: torch.Tensor | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far the weights are from those of exact attention, and how good the support is.
+
+    Args:
+        query, key, n_features, support, options: As for :func:`scatterbrain_attention`.
+        rows: Queries to look at; None for all.
+
+    Returns:
+        The relative error |W - W_exact| / |W_exact| in the Frobenius norm, (B, H); and the recall of the
+        support, the sum of the exact weights on it over that of as many largest ones in each row, (B, H), 0
+        without a support.
+
+    Cost: len(rows) x S numbers.
+
+    Example:
+        >>> import torch
+        >>> from mercer.nn.attention.scatterbrain import approximation_error
+        >>> q, k = torch.randn(2, 1, 1, 100, 8, generator=torch.Generator().manual_seed(0))
+        >>> error, recall = approximation_error(q, k, 32, "topk", topk=16)
+        >>> bool(error < 1), round(float(recall), 6)
+        (True, 1.0)
+    """
+    form = _checked(
+        query=query, key=key, value=key, n_features=n_features, support=support, **_DEFAULTS | options
+    )
+    b, h = query.shape[:2]
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        q, k = (x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key))
+        mask = options.get("key_padding_mask")
+        allowed = None if mask is None else ~mask[:, None].expand(b, h, -1).reshape(b * h, -1)
+        pairs = _support(form, q, k, allowed, (b, h), None)
+        low = _low_rank(form, q, k, allowed)
+        weights = _dense(form, q, k, low, pairs, allowed, normalise=True, rows=rows)
+        every = _supports.mask_support(
+            torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device), b, h
+        )
+        exact_form = dataclasses.replace(form, support=None)
+        every = _visible(exact_form, every, allowed)
+        exact = _dense(exact_form, q, k, None, every, allowed, normalise=True, rows=rows)
+        error = (weights - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))
+        recall = torch.zeros_like(error)
+        if pairs is not None:
+            on = pairs.dense(len(q), q.shape[1], k.shape[1], rows)
+            best = exact.sort(-1, descending=True).values.cumsum(-1)
+            count = on.sum(-1, keepdim=True)
+            most = torch.where(count > 0, best.gather(-1, (count - 1).clamp(min=0)), 0.0)
+            recall = torch.where(on, exact, 0.0).sum((1, 2)) / most.sum((1, 2)).clamp(min=1e-30)
+    return error.view(b, h), recall.view(b, h)
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -176,7 +242,9 @@ def _checked(**given: Any) -> _Form:
         _same(name, x, "query", query)
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.dim() != 4 or 0 in x.shape[1:]:
-            raise ValueError(f"{name} must be (B, H, tokens, columns), none of them 0, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} must be (B, H, tokens, columns), none of them 0, got shape {tuple(x.shape)}"
+            )
     b, h, t, e = query.shape
     if key.shape[:2] != (b, h) or key.shape[3] != e:
         raise ValueError(f"key must be ({b}, {h}, S, {e}) like query, got shape {tuple(key.shape)}")
@@ -258,9 +326,19 @@ def _support(
     else:
         if clusters is None:
             clusters = _supports.smyrf_clusters(
-                q, k, n_hashes=form.n_hashes, scheme=form.support, random_state=form.random_state, allowed=allowed
+                q,
+                k,
+                n_hashes=form.n_hashes,
+                scheme=form.support,
+                random_state=form.random_state,
+                allowed=allowed,
             )
         found = _supports.cluster_support(*clusters, form.cluster_size)
+    return _visible(form, found, allowed)
+
+
+def _visible(form: _Form, found: Support, allowed: torch.Tensor | None) -> Support:
+    """Without the keys that are not there and those of the future."""
     pairs = found.pairs
     if allowed is not None:
         index = found.keys.expand(len(allowed), -1, -1)
@@ -286,7 +364,12 @@ def _low_rank(form: _Form, q: torch.Tensor, k: torch.Tensor, allowed: torch.Tens
     if w is None:
         rows = form.n_features // (2 if form.features == "cosh" else 1)
         w = orthogonal_gaussian(
-            rows, q.shape[-1], scaling=form.ortho_scaling, random_state=form.random_state, dtype=q.dtype, device=q.device
+            rows,
+            q.shape[-1],
+            scaling=form.ortho_scaling,
+            random_state=form.random_state,
+            dtype=q.dtype,
+            device=q.device,
         )
     log_keys = None if allowed is None else torch.where(allowed, 0.0, -math.inf).to(q.dtype)
     log_queries = None
@@ -359,9 +442,11 @@ def _on_support(
     pairs: Support,
     top: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """Of the pairs of the support: sums of A v relative to exp(top), sums of phi·phi v, top, and the share c of a row."""
+    """Of the pairs of the support: sums of A v relative to exp(top), sums of phi·phi v, top, and the share c of
+    a row."""
     n, t = q.shape[:2]
     at_q, at_k = pairs.queries.expand(n, -1, -1), pairs.keys.expand(n, -1, -1)
+
     v_tiles = _take(v, at_k)
     log = form.temperature * (_take(q, at_q) @ _take(k, at_k).mT)  # (N, tiles, a, b)
     if pairs.count is not None:
@@ -422,16 +507,20 @@ def _dense(
     allowed: torch.Tensor | None,
     *,
     normalise: bool,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The whole matrix, by its definition."""
+    """The matrix, or some rows of it, by its definition."""
     n, t, s = len(q), q.shape[1], k.shape[1]
-    log = form.temperature * (q @ k.mT)
-    seen = torch.ones(n, t, s, dtype=torch.bool, device=q.device)
+    index = torch.arange(t, device=q.device) if rows is None else rows
+    if low is not None and rows is not None:
+        low = _LowRank(low.queries[:, rows], low.keys, low.log[:, rows])
+    log = form.temperature * (q[:, index] @ k.mT)
+    seen = torch.ones(log.shape, dtype=torch.bool, device=q.device)
     if allowed is not None:
         seen &= allowed[:, None]
     if form.causal:
-        seen &= torch.ones_like(seen).tril()
-    on = torch.zeros_like(seen) if pairs is None else pairs.dense(n, t, s)
+        seen &= torch.arange(s, device=q.device) <= index[:, None]
+    on = torch.zeros_like(seen) if pairs is None else pairs.dense(n, t, s, rows)
     top = torch.where(on, log, -math.inf).amax(-1, keepdim=True)
     if low is not None:
         top = torch.maximum(top, low.log[..., None])

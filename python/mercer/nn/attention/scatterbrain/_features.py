@@ -1,9 +1,10 @@
 """Random positive features of the exponential kernel: exp(t q·k) = E phi(q)·phi(k).
 
 Choromanski et al. 2021 ("Rethinking attention with performers", FAVOR+), as Scatterbrain uses them: with rows w of W,
-phi(x) = exp(-t |x|²/2) [exp(sqrt(t) W x), exp(-sqrt(t) W x)] / sqrt(m), m twice the rows ("cosh"); or its first half alone
-("positive"). Features are kept below 1 beside the logarithm of what they were divided by: one for each query, one for all
-keys of a head.
+phi(x) = exp(-t |x|²/2) [exp(sqrt(t) W x), exp(-sqrt(t) W x)] / sqrt(m), m twice the rows ("cosh"); or its first
+half alone
+("positive"). Features are kept below 1 beside the logarithm of what they were divided by: one for each query,
+one for all keys of a head.
 """
 
 from __future__ import annotations

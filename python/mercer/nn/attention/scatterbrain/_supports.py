@@ -14,9 +14,17 @@ import numpy as np
 import torch
 
 from mercer import _checks
-from mercer.lsh import CrossPolytope, E2LSH
+from mercer.lsh import E2LSH, CrossPolytope
 
-__all__ = ["SUPPORTS", "Support", "block_support", "cluster_support", "local_support", "mask_support", "smyrf_clusters"]
+__all__ = [
+    "SUPPORTS",
+    "Support",
+    "block_support",
+    "cluster_support",
+    "local_support",
+    "mask_support",
+    "smyrf_clusters",
+]
 
 SUPPORTS = ("local", "smyrf", "cross_polytope", "topk", "block")
 #: Queries whose scores are looked at together for the largest.
@@ -39,14 +47,20 @@ class Support:
     pairs: torch.Tensor
     count: torch.Tensor | None = None
 
-    def dense(self, n: int, t: int, s: int) -> torch.Tensor:
-        """The pairs as a mask (n, t, s)."""
-        at = self.queries[..., :, None] * s + self.keys[..., None, :]
-        seen = torch.zeros(n, t * s, dtype=torch.int32, device=self.pairs.device)
+    def dense(self, n: int, t: int, s: int, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The pairs as a mask (n, t, s), or that of some rows."""
+        place = torch.arange(t, device=self.pairs.device)
+        kept = t
+        if rows is not None:
+            kept = len(rows)
+            place = torch.full_like(place, kept)  # one row for all that are not asked for
+            place[rows] = torch.arange(kept, device=place.device)
+        at = place[self.queries][..., :, None] * s + self.keys[..., None, :]
+        seen = torch.zeros(n, (kept + 1) * s, dtype=torch.int32, device=self.pairs.device)
         shape = (n, math.prod(self.pairs.shape[1:]))
         index = at.expand(n, *self.pairs.shape[1:]).reshape(shape)
         seen.scatter_add_(1, index, self.pairs.expand(n, *self.pairs.shape[1:]).reshape(shape).int())
-        return seen.view(n, t, s) > 0
+        return seen.view(n, kept + 1, s)[:, :kept] > 0
 
 
 def local_support(t: int, s: int, window: int, *, causal: bool, device: Any = None) -> Support:
@@ -96,12 +110,18 @@ def block_support(
 def mask_support(mask: torch.Tensor, batch: int, heads: int) -> Support:
     """The pairs of a bool mask that broadcasts to (batch, heads, T, S)."""
     t, s = mask.shape[-2:]
-    whole = mask.expand(batch, heads, t, s).reshape(batch * heads, 1, t, s) if mask.dim() > 2 else mask[None, None]
+    whole = (
+        mask.expand(batch, heads, t, s).reshape(batch * heads, 1, t, s)
+        if mask.dim() > 2
+        else mask[None, None]
+    )
     index = torch.arange(max(t, s), device=mask.device)
     return Support(index[None, None, :t], index[None, None, :s], whole)
 
 
-def topk_support(q: torch.Tensor, k: torch.Tensor, count: int, allowed: torch.Tensor | None, causal: bool) -> Support:
+def topk_support(
+    q: torch.Tensor, k: torch.Tensor, count: int, allowed: torch.Tensor | None, causal: bool
+) -> Support:
     """The largest products of each query: exact, at the cost of all of them. (N, T, E), (N, S, E)."""
     n, t, _ = q.shape
     s = k.shape[1]
@@ -135,8 +155,9 @@ def smyrf_clusters(
 
     Both are lifted to vectors of one length whose distances order the products (Daras et al. 2020, "SMYRF", XBOX+):
     q~ = [q, 0, sqrt(Mq² + Mk² - |q|²)], k~ = [k, sqrt(Mq² + Mk² - |k|²), 0] with the largest norms Mq and Mk of each
-    problem. "smyrf" sorts by the projection on a Gaussian vector; "cross_polytope" by the nearest of the signed axes after
-    a random rotation, which is Reformer's hash. The hashes are those of :mod:`mercer.lsh`, run in Rust on the CPU.
+    problem. "smyrf" sorts by the projection on a Gaussian vector; "cross_polytope" by the nearest of the signed
+    axes after a random rotation, which is Reformer's hash. The hashes are those of :mod:`mercer.lsh`, run in
+    Rust on the CPU.
 
     Args:
         q, k: (N, T, E) and (N, S, E).
@@ -170,7 +191,7 @@ def smyrf_clusters(
         hash_q, hash_k = _hashes(lifted_q, lifted_k, n_hashes, scheme, seed)
         if allowed is not None:
             hash_k = hash_k.masked_fill(~allowed, torch.iinfo(torch.int64).max)
-        return hash_q.argsort(-1, stable=True), hash_k.argsort(-1, stable=True)
+        return hash_q.argsort(dim=-1, stable=True), hash_k.argsort(dim=-1, stable=True)
 
 
 def _hashes(
