@@ -260,6 +260,9 @@ class MultiheadAttention(nn.Module):
         torch.Size([1, 50, 32])
     """
 
+    #: What torch's encoder layers ask before they leave out the attention module altogether: they must not.
+    _qkv_same_embed_dim = False
+
     def __init__(
         self,
         embed_dim: int,
