@@ -106,8 +106,8 @@ def neighborhood_attention(
         from mercer.nn import _cuda
 
         return _cuda.neighborhood_attention(query, key, value, axes, scale)
-    arrays = [_array(_wide(t)) for t in (query, key, value)]
-    out, lse = _neighborhood.attention(*arrays, grid_of(axes), scale)
+    q, k, v = (_array(_wide(t)) for t in (query, key, value))
+    out, lse = _neighborhood.attention(q, k, v, grid_of(axes), scale)
     return torch.from_numpy(out).to(query), torch.from_numpy(lse).to(query.device)
 
 
@@ -129,9 +129,9 @@ def neighborhood_attention_gradients(
         return _cuda.neighborhood_attention_gradients(
             query, key, value, out, lse, grad, grad_lse, axes, scale
         )
-    arrays = [_array(_wide(t)) for t in (query, key, value, out, lse, grad)]
+    q, k, v, o, log, g = (_array(_wide(t)) for t in (query, key, value, out, lse, grad))
     by_lse = None if grad_lse is None else _array(grad_lse)
-    found = _neighborhood.attention_gradients(*arrays, by_lse, grid_of(axes), scale)
+    found = _neighborhood.attention_gradients(q, k, v, o, log, g, by_lse, grid_of(axes), scale)
     by_q, by_k, by_v = (torch.from_numpy(d).to(t) for d, t in zip(found, (query, key, value), strict=True))
     return by_q, by_k, by_v
 

@@ -345,7 +345,8 @@ def attention(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(B, X..., H, D), (B, X..., Hk, D), (B, X..., Hk, Dv) -> (B, X..., H, Dv) and lse (B, X..., H)."""
     if is_reference():
-        out, lse = reference.attention(*_flat(q, k, v), grid, scale)
+        flat = _flat(q, k, v)
+        out, lse = reference.attention(flat[0], flat[1], flat[2], grid, scale)
         return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
     out = np.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
     lse = np.empty(q.shape[:-1], dtype=q.dtype)
@@ -369,7 +370,9 @@ def attention_gradients(
     if is_reference():
         by_lse = None if grad_lse is None else grad_lse.reshape(len(q), -1, q.shape[-2])
         flat = _flat(q, k, v, out, grad)
-        found = reference.attention_gradients(*flat, by_lse, grid, scale)
+        found = reference.attention_gradients(
+            flat[0], flat[1], flat[2], flat[3], flat[4], by_lse, grid, scale
+        )
         by_q, by_k, by_v = (d.reshape(t.shape) for d, t in zip(found, (q, k, v), strict=True))
         return by_q, by_k, by_v
     given = [None if a is None else np.ascontiguousarray(a) for a in (q, k, v, out, lse, grad_lse, grad)]

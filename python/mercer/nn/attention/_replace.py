@@ -180,8 +180,8 @@ class _Neighborhood(nn.Module):
         out = v.new_zeros(*q.shape[:-1], v.shape[-1])
         for i, n in enumerate(lengths.tolist()):
             if n:
-                one = [x[i : i + 1, :n] for x in (q, k, v)]
-                out[i, :n] = na1d(*one, min(self.window, n), is_causal=is_causal, scale=scale)[0]
+                a, b, c = (x[i : i + 1, :n] for x in (q, k, v))
+                out[i, :n] = na1d(a, b, c, min(self.window, n), is_causal=is_causal, scale=scale)[0]
         return out.transpose(1, 2)
 
 

@@ -218,8 +218,8 @@ def attention(
     if method == "neighborhood":
         if padding is not None:
             raise ValueError("attn_mask must hide no keys for method 'neighborhood'")
-        heads_last = [x.transpose(1, 2) for x in (query, key, value)]
-        out = na1d(*heads_last, min(budget, s), is_causal=causal).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        out = na1d(q, k, v, min(budget, s), is_causal=causal).transpose(1, 2)
         return out, Choice(
             "neighborhood", f"asked for: the nearest {min(budget, s)} keys", None, min(budget, s)
         )

@@ -230,9 +230,9 @@ class NAT(nn.Module):
         """Load a published checkpoint, every name of it; a file is read without unpickling."""
         if isinstance(path_or_state, str | os.PathLike):
             path_or_state = torch.load(path_or_state, map_location="cpu", weights_only=True)
-        state = dict(path_or_state)
+        state: Any = path_or_state
         for key in ("state_dict", "model"):
-            state = dict(state.get(key, state))  # type: ignore[call-overload]
+            state = state.get(key, state)
         self.load_state_dict({name.removeprefix("module."): t for name, t in state.items()}, strict=True)
         return self
 

@@ -185,13 +185,16 @@ class DecodeState:
         work = torch.float64 if dtype == torch.float64 else torch.float32
         query, key, value = (x.to(work) for x in (query, key, value))
         value = torch.cat([value, value.new_ones(b, h, 1)], -1)
-        top, exact = None, 0.0
+        top: torch.Tensor | None = None
+        exact: torch.Tensor | float = 0.0
+        scores = query.new_zeros(b, h, 0)
         if self.window:
             self.keys = self._push(self.keys, key)
             self.values = self._push(self.values, value)
             scores = self.temperature * (self.keys @ query[..., None])[..., 0]  # (B, H, window)
             top = scores.amax(-1)
         if not self.layer.n_features:
+            assert top is not None
             weights = (scores - top[..., None]).exp()
             out = (weights[..., None] * self.values).sum(-2)
             return (out[..., :-1] / out[..., -1:]).to(dtype)
@@ -418,11 +421,10 @@ def scatterbrain_packed(
             index, torch.tensor([ends[i + 1] - 1 for i in group], device=query.device)[:, None]
         )
         there = place < own
-        batch = [x[index].transpose(1, 2) for x in (query, key, value)]
+        q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))
         mask = None if bool(there.all()) else ~there
-        done = scatterbrain_attention(
-            *batch, n_features, support, key_padding_mask=mask, **options
-        ).transpose(1, 2)
+        done = scatterbrain_attention(q, k, v, n_features, support, key_padding_mask=mask, **options)
+        done = done.transpose(1, 2)
         parts.append((index[there], done[there]))
     rows = torch.cat([rows for rows, _ in parts])
     return out.index_copy(0, rows, torch.cat([values for _, values in parts]))
