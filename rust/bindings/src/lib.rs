@@ -44,6 +44,8 @@ mod _core {
     const CUDA_SOURCES: &[(&str, &str)] = &[
         ("kernel_sum", include_str!("../../../cuda/kernel_sum.cu")),
         ("log_bessel", include_str!("../../../cuda/log_bessel.cu")),
+        ("neighborhood", include_str!("../../../cuda/neighborhood.cu")),
+        ("scatterbrain", include_str!("../../../cuda/scatterbrain.cu")),
     ];
 
     /// The CUDA source of a kernel family.
