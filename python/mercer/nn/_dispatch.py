@@ -4,14 +4,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+import mercer.ops.neighborhood as _neighborhood
 from mercer import _core, density, special
 from mercer._backend import is_reference
+from mercer.ops import _windows
 from mercer.special import _reference
 
-__all__ = ["cuda_source", "log_bessel", "log_kernel_sums", "ratio_inverse"]
+__all__ = [
+    "cuda_source",
+    "log_bessel",
+    "log_kernel_sums",
+    "neighborhood",
+    "neighborhood_attention",
+    "neighborhood_attention_gradients",
+    "ratio_inverse",
+]
 
 
 def cuda_source(family: str) -> str:
@@ -70,6 +82,68 @@ def log_kernel_sums(
         _array(X), _array(Y), _array(h), kernel, weights=w, leave_one_out=leave_one_out, log=True
     )
     return torch.from_numpy(np.asarray(sums)).to(X).reshape(len(X), h.shape[1])
+
+
+def neighborhood(name: str, left: torch.Tensor, right: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """One of the unfused operators of :mod:`mercer.ops.neighborhood`: "products", "aggregate" or "inverse".
+
+    Both of one dtype (float32 or float64) and device, (B, H, X..., columns); `axes` as of `_windows.flat`.
+    """
+    if left.device.type == "cuda" and not is_reference():
+        from mercer.nn import _cuda
+
+        return _cuda.neighborhood(name, left, right, axes)
+    out = getattr(_neighborhood, name)(_array(left), _array(right), grid_of(axes))
+    return torch.from_numpy(out).to(right)
+
+
+def neighborhood_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, axes: Sequence[int], scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, X..., H, D), (B, X..., Hk, D), (B, X..., Hk, Dv) -> (B, X..., H, Dv) of their dtype, and the log-sum-exp
+    (B, X..., H) in float32 or float64."""
+    if query.device.type == "cuda" and not is_reference():
+        from mercer.nn import _cuda
+
+        return _cuda.neighborhood_attention(query, key, value, axes, scale)
+    q, k, v = (_array(_wide(t)) for t in (query, key, value))
+    out, lse = _neighborhood.attention(q, k, v, grid_of(axes), scale)
+    return torch.from_numpy(out).to(query), torch.from_numpy(lse).to(query.device)
+
+
+def neighborhood_attention_gradients(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    axes: Sequence[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value."""
+    if query.device.type == "cuda" and not is_reference():
+        from mercer.nn import _cuda
+
+        return _cuda.neighborhood_attention_gradients(
+            query, key, value, out, lse, grad, grad_lse, axes, scale
+        )
+    q, k, v, o, log, g = (_array(_wide(t)) for t in (query, key, value, out, lse, grad))
+    by_lse = None if grad_lse is None else _array(grad_lse)
+    found = _neighborhood.attention_gradients(q, k, v, o, log, g, by_lse, grid_of(axes), scale)
+    by_q, by_k, by_v = (torch.from_numpy(d).to(t) for d, t in zip(found, (query, key, value), strict=True))
+    return by_q, by_k, by_v
+
+
+def _wide(t: torch.Tensor) -> torch.Tensor:
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def grid_of(axes: Sequence[int]) -> list[_windows.Axis]:
+    """The axes that `_windows.flat` flattened."""
+    fives = zip(*(axes[i::5] for i in range(5)), strict=True)
+    return [(int(n), int(k), int(s), int(d), bool(c)) for n, k, s, d, c in fives]
 
 
 def _in_rust(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

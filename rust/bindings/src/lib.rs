@@ -4,6 +4,8 @@
 mod density;
 mod directional;
 mod interrupt;
+mod lsh;
+mod neighborhood;
 mod private;
 mod ranking;
 mod special;
@@ -20,6 +22,13 @@ mod _core {
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
     #[pymodule_export]
+    use super::lsh::{lsh_bits, lsh_cross_polytope, lsh_e2, lsh_minhash, lsh_normals, lsh_simhash};
+    #[pymodule_export]
+    use super::neighborhood::{
+        neighborhood_aggregate, neighborhood_attention, neighborhood_attention_gradients, neighborhood_inverse,
+        neighborhood_products,
+    };
+    #[pymodule_export]
     use super::private::{
         FourierFeatures, PrivateTreeSums, private_count, private_noise, private_sum_up, public_normals,
     };
@@ -35,6 +44,8 @@ mod _core {
     const CUDA_SOURCES: &[(&str, &str)] = &[
         ("kernel_sum", include_str!("../../../cuda/kernel_sum.cu")),
         ("log_bessel", include_str!("../../../cuda/log_bessel.cu")),
+        ("neighborhood", include_str!("../../../cuda/neighborhood.cu")),
+        ("scatterbrain", include_str!("../../../cuda/scatterbrain.cu")),
     ];
 
     /// The CUDA source of a kernel family.
