@@ -1,6 +1,6 @@
 //! The Walsh-Hadamard transform, several vectors side by side.
 
-use crate::lanes::Lanes;
+use crate::lanes::{Kernel, Lanes};
 
 /// Vectors transformed at once: their entries lie next to each other, so that every step is a vector operation.
 pub const SIDE: usize = 8;
@@ -45,6 +45,30 @@ pub fn transform<L: Lanes>(x: &mut [[f64; SIDE]]) {
             }
         }
         half *= 2;
+    }
+}
+
+/// Signs and a transform, as often as there are signs for: three times make any vectors look like rotated at random.
+pub struct Mix<'a> {
+    /// A multiple of d signs, ±1.
+    pub signs: &'a [f64],
+    /// The vectors, in place.
+    pub x: &'a mut [[f64; SIDE]],
+}
+
+impl Kernel for Mix<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { signs, x } = self;
+        for signs in signs.chunks_exact(x.len()) {
+            for (x, sign) in x.iter_mut().zip(signs) {
+                for part in x.chunks_exact_mut(L::WIDTH) {
+                    (L::load(part) * L::splat(*sign)).store(part);
+                }
+            }
+            transform::<L>(x);
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 
 use super::{Directions, by_rows};
 use crate::cancel::{Cancel, Cancelled};
-use crate::hadamard::{self, SIDE};
+use crate::hadamard::{Mix, SIDE};
+use crate::lanes::dispatch;
 use crate::pool;
 use crate::vector::Element;
 
@@ -62,12 +63,7 @@ pub fn cross_polytope<T: Element>(
                                 y[side] = x.to_f64();
                             }
                         }
-                        for diagonal in signs.chunks(size) {
-                            for (y, sign) in y.iter_mut().zip(diagonal) {
-                                y.iter_mut().for_each(|y| *y *= sign);
-                            }
-                            hadamard::transform(&mut y);
-                        }
+                        dispatch(Mix { signs, x: &mut y });
                         for (side, code) in codes.iter_mut().enumerate() {
                             *code = *code * 2 * axes as i64 + nearest(y[..axes].iter().map(|y| y[side]), axes);
                         }

@@ -6,7 +6,7 @@
 
 use crate::cancel::{Cancel, Cancelled};
 use crate::gemm::{PADDING, View, multiply};
-use crate::hadamard::{self, SIDE};
+use crate::hadamard::{Mix, SIDE};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
 use crate::private::RowError;
@@ -323,7 +323,8 @@ impl Workspace {
                         .zip(self.turns.chunks_mut(SIDE * tile))
                         .take(count.div_ceil(SIDE))
                     {
-                        dispatch(Mix { side, signs, mixed: &mut self.mixed });
+                        self.mixed.copy_from_slice(side);
+                        dispatch(Mix { signs, x: &mut self.mixed });
                         let (from, scale) = (self.mixed[..tile].as_flattened(), Some(&radii[first..][..tile]));
                         dispatch(Transpose { from, rows: tile, scale, to: turns, stride: tile });
                     }
@@ -368,29 +369,6 @@ impl Kernel for Transpose<'_> {
                     }
                 }
             }
-        }
-    }
-}
-
-struct Mix<'a> {
-    side: &'a [[f64; SIDE]],
-    signs: &'a [f64],
-    mixed: &'a mut [[f64; SIDE]],
-}
-
-impl Kernel for Mix<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let d = self.side.len();
-        self.mixed.copy_from_slice(self.side);
-        for signs in self.signs.chunks_exact(d) {
-            for (x, sign) in self.mixed.iter_mut().zip(signs) {
-                for part in x.chunks_exact_mut(L::WIDTH) {
-                    (L::load(part) * L::splat(*sign)).store(part);
-                }
-            }
-            hadamard::transform::<L>(self.mixed);
         }
     }
 }

@@ -133,7 +133,7 @@ impl<T: Real> Kernel for CountRows<'_, T> {
             let count = BLOCK.min(rows.end - start);
             let mut bad = [false; COLUMNS];
             let mut leaf = counts.leaf.chunks_exact_mut(BLOCK);
-            let mut leaf: [&mut [i32]; COLUMNS] =
+            let leaf: [&mut [i32]; COLUMNS] =
                 std::array::from_fn(|_| &mut leaf.next().expect("a block a column")[..count]);
             for i in 0..count {
                 let row = start + i;
