@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from mercer._core import __version__
 
 if TYPE_CHECKING:
-    from mercer import catalog, density, nn, private, ranking, reproduce, special
+    from mercer import catalog, density, nn, ops, private, ranking, reproduce, special
     from mercer._backend import backend
     from mercer._versions import show_versions
 
-_SUBPACKAGES = frozenset({"catalog", "density", "nn", "private", "ranking", "reproduce", "special"})
+_SUBPACKAGES = frozenset({"catalog", "density", "nn", "ops", "private", "ranking", "reproduce", "special"})
 _FUNCTIONS = {"backend": "mercer._backend", "show_versions": "mercer._versions"}
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "catalog",
     "density",
     "nn",
+    "ops",
     "private",
     "ranking",
     "reproduce",

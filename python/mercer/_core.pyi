@@ -25,6 +25,27 @@ def log_kernel_sums(
     entropy: NDArray | None = None,
     threads: int | None = None,
 ) -> None: ...
+def neighborhood_products(
+    query: NDArray,
+    key: NDArray,
+    axes: list[tuple[int, int, int, int, bool]],
+    out: NDArray,
+    threads: int | None = None,
+) -> None: ...
+def neighborhood_aggregate(
+    weights: NDArray,
+    rows: NDArray,
+    axes: list[tuple[int, int, int, int, bool]],
+    out: NDArray,
+    threads: int | None = None,
+) -> None: ...
+def neighborhood_inverse(
+    weights: NDArray,
+    rows: NDArray,
+    axes: list[tuple[int, int, int, int, bool]],
+    out: NDArray,
+    threads: int | None = None,
+) -> None: ...
 def num_threads() -> int: ...
 def simd_level() -> str: ...
 def vmf_cosine_deficit(

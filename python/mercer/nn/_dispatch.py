@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from mercer import _core, density, special
 from mercer._backend import is_reference
+from mercer.ops import _windows
+from mercer.ops import neighborhood as _neighborhood
 from mercer.special import _reference
 
-__all__ = ["cuda_source", "log_bessel", "log_kernel_sums", "ratio_inverse"]
+__all__ = ["cuda_source", "log_bessel", "log_kernel_sums", "neighborhood", "ratio_inverse"]
 
 
 def cuda_source(family: str) -> str:
@@ -70,6 +74,25 @@ def log_kernel_sums(
         _array(X), _array(Y), _array(h), kernel, weights=w, leave_one_out=leave_one_out, log=True
     )
     return torch.from_numpy(np.asarray(sums)).to(X).reshape(len(X), h.shape[1])
+
+
+def neighborhood(name: str, left: torch.Tensor, right: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """One of the unfused operators of :mod:`mercer.ops.neighborhood`: "products", "aggregate" or "inverse".
+
+    Both of one dtype (float32 or float64) and device, (B, H, X..., columns); `axes` as of `_windows.flat`.
+    """
+    if left.device.type == "cuda" and not is_reference():
+        from mercer.nn import _cuda
+
+        return _cuda.neighborhood(name, left, right, axes)
+    out = getattr(_neighborhood, name)(_array(left), _array(right), grid_of(axes))
+    return torch.from_numpy(out).to(right)
+
+
+def grid_of(axes: Sequence[int]) -> list[_windows.Axis]:
+    """The axes that `_windows.flat` flattened."""
+    fives = zip(*(axes[i::5] for i in range(5)), strict=True)
+    return [(int(n), int(k), int(s), int(d), bool(c)) for n, k, s, d, c in fives]
 
 
 def _in_rust(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@
 mod density;
 mod directional;
 mod interrupt;
+mod neighborhood;
 mod private;
 mod ranking;
 mod special;
@@ -19,6 +20,8 @@ mod _core {
     use super::density::{largest_entry, log_kernel_sums};
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
+    #[pymodule_export]
+    use super::neighborhood::{neighborhood_aggregate, neighborhood_inverse, neighborhood_products};
     #[pymodule_export]
     use super::private::{
         FourierFeatures, PrivateTreeSums, private_count, private_noise, private_sum_up, public_normals,

@@ -6,6 +6,7 @@ pub mod directional;
 pub mod gemm;
 pub mod hadamard;
 pub mod lanes;
+pub mod neighborhood;
 pub mod pool;
 pub mod private;
 pub mod ranking;

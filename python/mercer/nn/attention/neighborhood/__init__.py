@@ -1,0 +1,14 @@
+"""Neighborhood attention: every token of a 1-, 2- or 3-D grid attends to its nearest neighbours, exactly.
+
+Hassani, Hwu and Shi, "Faster Neighborhood Attention: Reducing the O(n²) Cost of Self Attention at the Threadblock Level"
+(NeurIPS 2024). Its unfused operators :func:`neighborhood_qk`, :func:`neighborhood_av` and :func:`neighborhood_inverse` are
+parts of their own: attention with given weights over a neighborhood is what dynamic convolutions are made of.
+"""
+
+from mercer.nn.attention.neighborhood._products import (
+    neighborhood_av,
+    neighborhood_inverse,
+    neighborhood_qk,
+)
+
+__all__ = ["neighborhood_av", "neighborhood_inverse", "neighborhood_qk"]

@@ -1,0 +1,7 @@
+"""The NumPy faces of kernels that layers are made of; their torch faces live in :mod:`mercer.nn`.
+
+Neighborhood attention on grids of one to three axes: :func:`na1d`, :func:`na2d`, :func:`na3d`, and its parts.
+"""
+
+from mercer.ops.neighborhood import *  # noqa: F403
+from mercer.ops.neighborhood import __all__ as __all__

@@ -1,0 +1,344 @@
+//! Products with the keys of a window, sums over it with given weights, and the transpose of those sums.
+
+use rayon::prelude::*;
+
+use super::geometry::{Band, KeyRow, Order, ROWS};
+use super::pack::{Cells, Columns, Partial, Rows, merge};
+use super::tile::{SPARE, Vectors, scatter, scores, weighted_sums};
+use super::{Layout, Shape, Strided, part};
+use crate::cancel::{Cancel, Cancelled};
+use crate::lanes::{Kernel, Lanes, dispatch};
+use crate::vector::{Element, Vector};
+
+/// Vectors of a tile that are worked on at a time.
+const CHUNK: usize = 64;
+
+/// `to` (batch, heads, tokens, window) = the products of each query with the keys of its window, row by row; 0 where a
+/// causal window is cut. `shape.dim` columns; as many heads of keys as of queries.
+///
+/// # Panics
+/// If lengths disagree.
+pub fn products<T: Element>(
+    shape: Shape,
+    query: Strided<'_, T>,
+    key: Strided<'_, T>,
+    to: &mut [T],
+    cancel: &Cancel,
+) -> Result<(), Cancelled> {
+    let order = start(&shape);
+    let (blocks, d) = ((shape.batch * shape.heads, shape.heads), shape.dim);
+    let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
+    assert_eq!(to.len(), blocks.0 * tokens * window);
+    let query = Rows::pack(&order, query, blocks, d, T::from_f64(1.0));
+    let key = Columns::pack(&order, key, blocks, d);
+    let cells = Cells::new(to);
+    each_piece(&shape, &order, cancel, |block, tiles| {
+        let left = query.of(block);
+        tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
+            dispatch(ProductsOf {
+                tile,
+                left: &left[tile.query * query.padded..],
+                padded: query.padded,
+                d,
+                key: key.of(block),
+                block,
+                window,
+                tokens,
+                cells,
+            });
+        })?;
+        Ok(())
+    })
+    .map(|_: Vec<()>| ())
+}
+
+/// `to` = the sums over each query's window of `weights` (batch, heads, tokens, window) times values of
+/// `shape.value_dim` columns.
+///
+/// # Panics
+/// If lengths disagree.
+pub fn aggregate<T: Element>(
+    shape: Shape,
+    weights: &[T],
+    value: Strided<'_, T>,
+    (to, layout): (&mut [T], Layout),
+    cancel: &Cancel,
+) -> Result<(), Cancelled> {
+    let order = start(&shape);
+    let (blocks, d) = ((shape.batch * shape.heads, shape.heads), shape.value_dim);
+    let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
+    assert_eq!(weights.len(), blocks.0 * tokens * window);
+    let value = Rows::pack(&order, value, blocks, d, T::from_f64(1.0));
+    let cells = Cells::new(to);
+    each_piece(&shape, &order, cancel, |block, tiles| {
+        let (weights, at) =
+            (&weights[block * tokens * window..(block + 1) * tokens * window], layout.at(block, shape.heads));
+        let mut buffers = (Vec::new(), Vec::new());
+        tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
+            dispatch(Aggregate {
+                tile,
+                weights,
+                window,
+                value: value.of(block),
+                padded: value.padded,
+                d,
+                cells,
+                at,
+                layout,
+                buffers: &mut buffers,
+            });
+        })
+    })
+    .map(|_: Vec<()>| ())
+}
+
+/// The transpose of [`aggregate`]: `to` = for each key, the sum over the queries that see it of their weight times
+/// their row of `from` (`shape.value_dim` columns).
+///
+/// # Panics
+/// If lengths disagree.
+pub fn inverse<T: Element>(
+    shape: Shape,
+    weights: &[T],
+    from: Strided<'_, T>,
+    (to, layout): (&mut [T], Layout),
+    cancel: &Cancel,
+) -> Result<(), Cancelled> {
+    let order = start(&shape);
+    let (blocks, d) = ((shape.batch * shape.heads, shape.heads), shape.value_dim);
+    let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
+    assert_eq!(weights.len(), blocks.0 * tokens * window);
+    let from = Rows::pack(&order, from, blocks, d, T::from_f64(1.0));
+    let partials = each_piece(&shape, &order, cancel, |block, tiles| {
+        let weights = &weights[block * tokens * window..(block + 1) * tokens * window];
+        let keys = order.key_range(tiles.clone());
+        let mut sums = vec![T::default(); (keys.len() + SPARE) * from.padded];
+        let mut buffer = Vec::new();
+        tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
+            let left = &from.of(block)[tile.query * from.padded..];
+            dispatch(Inverse {
+                tile,
+                weights,
+                window,
+                left,
+                padded: from.padded,
+                sums: &mut sums,
+                first: keys.start,
+                buffer: &mut buffer,
+            });
+        })?;
+        Ok(Partial { first: keys.start, rows: keys.len(), sums })
+    })?;
+    let partials: Vec<_> = partials.iter().collect();
+    if !partials.is_empty() {
+        merge(&order, &partials, partials.len() / blocks.0, shape.heads, d, to, layout);
+    }
+    Ok(())
+}
+
+fn start(shape: &Shape) -> Order {
+    shape.check();
+    assert_eq!(shape.heads, shape.kv_heads, "weights are those of one head of values");
+    Order::new(shape.grid)
+}
+
+impl Layout {
+    pub(super) fn at(&self, block: usize, heads: usize) -> usize {
+        block / heads * self.batch + block % heads * self.head
+    }
+}
+
+/// Run `work` on all tiles of all blocks of keys, in pieces that depend on the shape alone; what it gave, in order.
+pub(super) fn each_piece<R: Send>(
+    shape: &Shape,
+    order: &Order,
+    cancel: &Cancel,
+    work: impl Fn(usize, std::ops::Range<usize>) -> Result<R, Cancelled> + Sync,
+) -> Result<Vec<R>, Cancelled> {
+    let parts = shape.parts(order);
+    (0..shape.batch * shape.kv_heads * parts)
+        .into_par_iter()
+        .map(|i| {
+            cancel.check()?;
+            work(i / parts, part(order.tiles, parts, i % parts))
+        })
+        .collect()
+}
+
+/// A tile: where its queries are, and what they see.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
+    pub rows: &'a [KeyRow],
+    pub band: &'a Band,
+    /// Tokens of a line.
+    pub length: usize,
+    /// The first query among the packed ones.
+    pub query: usize,
+    /// The first on the grid, and the step to the next.
+    pub token: usize,
+    pub step: usize,
+}
+
+/// Call `with` for each tile of the range.
+pub(super) fn tiles_of(
+    order: &Order,
+    tiles: std::ops::Range<usize>,
+    cancel: &Cancel,
+    mut with: impl FnMut(Tile<'_>),
+) -> Result<(), Cancelled> {
+    let (mut rows, mut tile) = (Vec::new(), tiles.start);
+    while tile < tiles.end {
+        cancel.check()?;
+        let line = &order.lines[order.line_of(tile)];
+        order.key_rows(line, &mut rows);
+        let last = tiles.end.min(line.tile + line.tiles());
+        for tile in tile..last {
+            let band = Band::new(&order.grid.0[2], line, tile);
+            let first = (tile - line.tile) * ROWS;
+            with(Tile {
+                rows: &rows,
+                band: &band,
+                length: line.length,
+                query: line.base + first,
+                token: line.origin + first * line.step,
+                step: line.step,
+            });
+            if tile % 64 == 0 {
+                cancel.check()?;
+            }
+        }
+        tile = last;
+    }
+    Ok(())
+}
+
+/// The chunks of a tile's vectors: whole rows of keys where they fit.
+fn chunks(vectors: &Vectors<'_>) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    let step = if vectors.per_row >= CHUNK { vectors.per_row } else { CHUNK / vectors.per_row * vectors.per_row };
+    let count = vectors.count();
+    (0..count).step_by(step).map(move |first| first..count.min(first + step))
+}
+
+struct ProductsOf<'a, T> {
+    tile: Tile<'a>,
+    left: &'a [T],
+    padded: usize,
+    d: usize,
+    key: &'a [T],
+    block: usize,
+    window: usize,
+    tokens: usize,
+    cells: Cells<'a, T>,
+}
+
+impl<T: Element> Kernel for ProductsOf<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { tile, left, padded, d, key, block, window, tokens, cells } = self;
+        let size = T::Of::<L>::SIZE;
+        let vectors = Vectors::new(tile.rows, tile.band, tile.length, size);
+        let mut buffer = vec![T::default(); ROWS * CHUNK.max(vectors.per_row) * size];
+        for i in 0..tile.band.rows {
+            // SAFETY: a query's weights are written by its own tile only.
+            let to = unsafe { cells.part((block * tokens + tile.token + i * tile.step) * window, window) };
+            to.fill(T::default());
+        }
+        for of in chunks(&vectors) {
+            let stride = of.len() * size;
+            scores::<L, T>(left, padded, d, key, &vectors, of.clone(), None, &mut buffer, stride);
+            for i in 0..tile.band.rows {
+                // SAFETY: as above.
+                let to = unsafe { cells.part((block * tokens + tile.token + i * tile.step) * window, window) };
+                let (from, upto) = (tile.band.from[i], tile.band.to[i]);
+                for (r, row) in tile.rows[of.start / vectors.per_row..of.end / vectors.per_row].iter().enumerate() {
+                    let at = i * stride + r * vectors.per_row * size;
+                    to[row.slot..row.slot + upto - from].copy_from_slice(&buffer[at + from..at + upto]);
+                }
+            }
+        }
+    }
+}
+
+/// The weights of a tile's queries, spread over the vectors of keys of a chunk; 0 outside windows.
+#[inline(always)]
+fn spread<T: Element>(
+    tile: &Tile<'_>,
+    vectors: &Vectors<'_>,
+    of: &std::ops::Range<usize>,
+    size: usize,
+    weights: &[T],
+    window: usize,
+    to: &mut Vec<T>,
+) {
+    let stride = of.len() * size;
+    to.clear();
+    to.resize(ROWS * stride, T::default());
+    for i in 0..tile.band.rows {
+        let own = &weights[(tile.token + i * tile.step) * window..][..window];
+        let (from, upto) = (tile.band.from[i], tile.band.to[i]);
+        for (r, row) in tile.rows[of.start / vectors.per_row..of.end / vectors.per_row].iter().enumerate() {
+            let at = i * stride + r * vectors.per_row * size;
+            to[at + from..at + upto].copy_from_slice(&own[row.slot..row.slot + upto - from]);
+        }
+    }
+}
+
+struct Aggregate<'a, T> {
+    tile: Tile<'a>,
+    weights: &'a [T],
+    window: usize,
+    value: &'a [T],
+    padded: usize,
+    d: usize,
+    cells: Cells<'a, T>,
+    at: usize,
+    layout: Layout,
+    buffers: &'a mut (Vec<T>, Vec<T>),
+}
+
+impl<T: Element> Kernel for Aggregate<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { tile, weights, window, value, padded, d, cells, at, layout, buffers: (buffer, sums) } = self;
+        let size = T::Of::<L>::SIZE;
+        let vectors = Vectors::new(tile.rows, tile.band, tile.length, size);
+        sums.clear();
+        sums.resize(ROWS * padded, T::default());
+        for of in chunks(&vectors) {
+            spread(&tile, &vectors, &of, size, weights, window, buffer);
+            weighted_sums::<L, T>(buffer, of.len() * size, value, padded, &vectors, of, sums);
+        }
+        for i in 0..tile.band.rows {
+            // SAFETY: a query's sums are written by its own tile only.
+            let to = unsafe { cells.part(at + (tile.token + i * tile.step) * layout.token, d) };
+            to.copy_from_slice(&sums[i * padded..i * padded + d]);
+        }
+    }
+}
+
+struct Inverse<'a, T> {
+    tile: Tile<'a>,
+    weights: &'a [T],
+    window: usize,
+    left: &'a [T],
+    padded: usize,
+    sums: &'a mut [T],
+    first: usize,
+    buffer: &'a mut Vec<T>,
+}
+
+impl<T: Element> Kernel for Inverse<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { tile, weights, window, left, padded, sums, first, buffer } = self;
+        let size = T::Of::<L>::SIZE;
+        let vectors = Vectors::new(tile.rows, tile.band, tile.length, size);
+        for of in chunks(&vectors) {
+            spread(&tile, &vectors, &of, size, weights, window, buffer);
+            scatter::<L, T>(buffer, of.len() * size, left, padded, &vectors, of, sums, first);
+        }
+    }
+}
