@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from mercer import _checks
+from mercer.nn.attention.neighborhood import neighborhood_av
 from mercer.nn.conv._depthwise import ResidualDepthwiseConv2d
 from mercer.nn.conv._reparam import DilatedReparamBlock
 from mercer.nn.layers import BiasedLayerScale, GlobalResponseNorm, SqueezeExcite
@@ -72,17 +73,8 @@ def contmix(attn: torch.Tensor, value: torch.Tensor, k: int) -> torch.Tensor:
     if k > min(height, width):
         raise ValueError(f"k must be at most the sides of the map, got {k} for {height} x {width}")
     v = value.unflatten(1, (groups, -1))  # (B, g, c, H, W)
-    y = _neighborhood_av(attn, v.permute(0, 1, 3, 4, 2), k)
+    y = neighborhood_av(attn.contiguous(), v.permute(0, 1, 3, 4, 2).contiguous(), k)
     return y.permute(0, 1, 4, 2, 3).flatten(1, 2)
-
-
-def _neighborhood_av(attn: torch.Tensor, value: torch.Tensor, k: int) -> torch.Tensor:
-    """(B, g, H, W, k k) and (B, g, H, W, c) -> (B, g, H, W, c)."""
-    height, width = value.shape[2:4]
-    rows, columns = (_starts(n, k, value.device) for n in (height, width))
-    windows = value.unfold(2, k, 1).unfold(3, k, 1)  # (B, g, H - k + 1, W - k + 1, c, k, k)
-    windows = windows[:, :, rows][:, :, :, columns].flatten(-2)
-    return torch.einsum("bghwck,bghwk->bghwc", windows, attn)
 
 
 def _starts(n: int, k: int, device: torch.device) -> torch.Tensor:

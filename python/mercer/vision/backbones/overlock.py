@@ -304,13 +304,17 @@ class OverLoCK(Backbone):
     # The three networks
 
     def forward_base(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps at strides 4, 8, 16."""
+        """Maps at strides 4, 8, 16.
+
+        In the form for dense prediction the first two come out of their norms, and the third is made from the second
+        as it comes out: so the authors' networks for segmentation and detection were trained.
+        """
         self.check_input(x)
         maps = []
         for i in (1, 2, 3):
-            x = getattr(self, f"patch_embed{i}")(x)
+            x = getattr(self, f"patch_embed{i}")(maps[-1] if self.features_only and i == 3 else x)
             x = self._run(f"blocks{i}", x)
-            maps.append(x)
+            maps.append(self.extra_norm[i - 1](x) if self.features_only and i < 3 else x)
         return maps
 
     def forward_overview(self, x: torch.Tensor) -> torch.Tensor:
@@ -353,7 +357,8 @@ class OverLoCK(Backbone):
         """The maps, each through its norm; with `context_map` the overview is added to the last."""
         base = self.forward_base(x)
         ctx = self.forward_overview(base[2])
-        maps = [norm(y) for norm, y in zip(self.extra_norm, (*base[:2], *self.forward_focus(base[2], ctx)), strict=False)]
+        fine, coarse = self.forward_focus(base[2], ctx)
+        maps = [*base[:2], self.extra_norm[2](fine), self.extra_norm[3](coarse)]
         if self.context_map:
             maps[3] = maps[3] + self.h_proj(self.extra_norm[4](ctx))
         return maps
