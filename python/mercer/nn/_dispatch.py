@@ -12,10 +12,26 @@ import torch
 from mercer import _core, density, special
 from mercer._backend import is_reference
 from mercer.ops import _windows
+from mercer.ops import depthwise as _depthwise
 from mercer.ops import neighborhood as _neighborhood
 from mercer.special import _reference
 
-__all__ = ["cuda_source", "log_bessel", "log_kernel_sums", "neighborhood", "ratio_inverse"]
+__all__ = [
+    "cuda_source",
+    "depthwise",
+    "depthwise_choice",
+    "depthwise_weight",
+    "log_bessel",
+    "log_kernel_sums",
+    "neighborhood",
+    "num_threads",
+    "ratio_inverse",
+    "simd_level",
+]
+
+
+#: Below so many taps torch's own forward loops are faster on the CPU.
+DIRECT_TAPS = 81
 
 
 def cuda_source(family: str) -> str:
@@ -87,6 +103,70 @@ def neighborhood(name: str, left: torch.Tensor, right: torch.Tensor, axes: Seque
         return _cuda.neighborhood(name, left, right, axes)
     out = getattr(_neighborhood, name)(_array(left), _array(right), grid_of(axes))
     return torch.from_numpy(out).to(right)
+
+
+def depthwise(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    turned: bool,
+    dilation: int = 1,
+    method: str = "auto",
+) -> torch.Tensor:
+    """Depthwise convolution of (B, C, H, W) with (C, 1, kh, kw), "same" padding, like `x`; turned round on request."""
+    if x.device.type == "cuda":
+        from mercer.nn import _cuda
+
+        return _cuda.depthwise(x, weight, bias, turned, dilation)
+    if method == "auto":
+        method = depthwise_choice(x, weight, dilation)
+    if method == "torch":
+        w = weight.flip(2, 3) if turned else weight
+        pad = [k // 2 * dilation for k in weight.shape[2:]]
+        y = torch.nn.functional.conv2d(x, w, bias, padding=pad, dilation=dilation, groups=weight.shape[0])
+        out = torch.empty_like(x)  # whose strides a compiler was promised
+        return y if y.stride() == out.stride() else out.copy_(y)
+    out = torch.empty_like(x)
+    b = None if bias is None else _array(bias)
+    _depthwise.depthwise_convolution(
+        _array(x), _array(weight)[:, 0], b, turned=turned, dilation=dilation, method=method, out=out.numpy()
+    )
+    return out
+
+
+def depthwise_weight(
+    x: torch.Tensor, grad: torch.Tensor, kh: int, kw: int, dilation: int = 1, method: str = "auto"
+) -> torch.Tensor:
+    """The gradient (C, 1, kh, kw) of the kernels of :func:`depthwise`."""
+    if x.device.type == "cuda":
+        from mercer.nn import _cuda
+
+        return _cuda.depthwise_weight(x, grad, kh, kw, dilation)
+    found = _depthwise.depthwise_weight_gradient(
+        _array(x), _array(grad), (kh, kw), dilation=dilation, method=method
+    )
+    return torch.from_numpy(found)[:, None]
+
+
+def depthwise_choice(x: torch.Tensor, weight: torch.Tensor, dilation: int = 1) -> str:
+    """What :func:`depthwise` runs on the CPU: "direct", "fourier" or, for small dense kernels, "torch"."""
+    kh, kw = weight.shape[2:]
+    if dilation > 1:
+        return "direct"
+    if kh * kw < DIRECT_TAPS:
+        return "torch"
+    batch, channels, height, width = x.shape
+    return _depthwise.depthwise_method((batch, channels, height, width), (kh, kw))
+
+
+def simd_level() -> str:
+    """The vector instructions in use."""
+    return _core.simd_level()
+
+
+def num_threads() -> int:
+    """The number of threads in use."""
+    return _core.num_threads()
 
 
 def grid_of(axes: Sequence[int]) -> list[_windows.Axis]:

@@ -2,6 +2,7 @@
 #![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
 
 mod density;
+mod depthwise;
 mod directional;
 mod interrupt;
 mod neighborhood;
@@ -18,6 +19,8 @@ mod _core {
 
     #[pymodule_export]
     use super::density::{largest_entry, log_kernel_sums};
+    #[pymodule_export]
+    use super::depthwise::{depthwise_convolve, depthwise_method, depthwise_weight_gradient};
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
     #[pymodule_export]

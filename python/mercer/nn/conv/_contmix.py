@@ -6,10 +6,13 @@ kernel knows is global, where it acts is local.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from timm.layers import DropPath, LayerNorm2d
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
 
 from mercer import _checks
 from mercer.nn.attention.neighborhood import neighborhood_av
@@ -20,6 +23,12 @@ from mercer.nn.layers import BiasedLayerScale, GlobalResponseNorm, SqueezeExcite
 __all__ = ["ContMixBlock", "ContextMixing", "contmix", "relative_bias"]
 
 REGIONS = 7  # a side
+
+
+@register_flop_formula(torch.ops.mercer.neighborhood_aggregate)
+def _flops(weights, value, *rest, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 2 * math.prod(weights) * value[-1]
+
 
 #: OverLoCK's own table of dilated branches, larger than UniRepLKNet's; from its code.
 OVERLOCK_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {

@@ -162,10 +162,7 @@ class DilatedReparamBlock(nn.Module):
         if not deploy:
             self.origin_bn = nn.BatchNorm2d(channels)
             for k, r in self.branches:
-                conv = nn.Conv2d(
-                    channels, channels, k, padding=(r * (k - 1) + 1) // 2, dilation=r, groups=channels, bias=False
-                )
-                self.add_module(f"dil_conv_k{k}_{r}", conv)
+                self.add_module(f"dil_conv_k{k}_{r}", DepthwiseConv2d(channels, k, bias=False, dilation=r))
                 self.add_module(f"dil_bn_k{k}_{r}", nn.BatchNorm2d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -254,7 +251,7 @@ def fold_norm(conv: nn.Module, norm: nn.Module) -> None:
 def warn_if_unseen(module: nn.Module) -> None:
     """Warn where a batch norm in training mode has seen no batch: merging keeps its starting statistics."""
     for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d) and norm.training and not int(norm.num_batches_tracked):
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training and not int(norm.num_batches_tracked):
             warnings.warn(
                 "merging a block in training mode whose batch norms have seen no batch: their statistics "
                 "are still the initial ones",

@@ -234,17 +234,24 @@ def macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
     """Multiply-adds of one forward pass in evaluation mode: convolutions, linear layers and matrix products.
 
     Args:
-        model: Any module; a copy is run on torch's meta device, so nothing is computed.
+        model: Any module, on any device; its shapes alone are run, so nothing is computed.
         input_size: (C, H, W).
     """
-    import copy
-
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode
 
-    shadow = copy.deepcopy(model).to("meta").eval()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        shadow(torch.empty(1, *input_size, device="meta"))
+    training = model.training
+    model.train(False)
+    try:
+        with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
+            state = {
+                name: torch.empty(t.shape, dtype=t.dtype) for name, t in (*model.named_parameters(), *model.named_buffers())
+            }
+            functional_call(model, state, torch.empty(1, *input_size))
+    finally:
+        if training:
+            model.train()
     return counter.get_total_flops() // 2
 
 

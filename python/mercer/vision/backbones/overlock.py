@@ -202,7 +202,7 @@ class OverLoCK(Backbone):
         deploy: Build the re-parameterised form, which has no auxiliary head.
 
     Example:
-        >>> model = OverLoCK((1, 1, 1, 1), (1, 1), (16, 16, 32, 32), (5, 5, 5, 5), (3, 3), 3, (2, 2), num_classes=5)
+        >>> model = OverLoCK((1, 1, 1, 1), (1, 1), (16, 16, 32, 32), (5, 5, 5, 5), (5, 5), 3, (2, 2), num_classes=5)
         >>> model.eval()(torch.randn(1, 3, 64, 64)).shape
         torch.Size([1, 5])
     """

@@ -6,8 +6,8 @@
 //! input with the kernel turned round, and the gradient of the kernel with the gradient of the output for a kernel.
 //! Taps outside the map are skipped, not multiplied by zero, but for those that share a register tile with taps inside.
 //!
-//! [`convolve`] and [`weight_gradient`] take what [`Method`] says: a direct correlation, or Fourier transforms over the
-//! padded map ([`fourier`]) where kernel and map are both large.
+//! [`convolve`] and [`weight_gradient`] take what [`Method`] says: a direct correlation, or Fourier transforms of the padded
+//! map where kernel and map are both large.
 
 mod correlate;
 mod fourier;
@@ -19,8 +19,9 @@ use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
 use crate::vector::{Element, Vector};
 
+use correlate::{Sides, correlate};
 pub use fourier::size as fourier_size;
-use pack::{Buffer, pack_map, unpack_map};
+use pack::{Buffer, pack_kernels, pack_map, unpack_map};
 
 /// Sizes of a problem.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,8 @@ pub struct Shape {
     pub kernel_height: usize,
     /// Columns of a kernel, odd.
     pub kernel_width: usize,
+    /// Pixels from one tap to the next, at least 1.
+    pub dilation: usize,
 }
 
 /// From one map, channel, row and pixel to the next.
@@ -88,18 +91,27 @@ impl Shape {
         self.kernel_height * self.kernel_width
     }
 
-    /// The faster method for this shape on this machine, from the work of each: what a tap of the direct correlation costs
-    /// against a step of the transforms was measured once.
+    /// Rows and columns that a kernel begins before its pixel.
+    fn padding(&self) -> (usize, usize) {
+        (self.kernel_height / 2 * self.dilation, self.kernel_width / 2 * self.dilation)
+    }
+
+    /// The faster method for this shape, by the work of each; what a step of the transforms costs in multiply-adds of the
+    /// direct correlation was measured once. A dilated kernel is sparse: always direct.
     pub fn method(&self) -> Method {
         let direct = inside(self.height, self.kernel_height) * inside(self.width, self.kernel_width);
-        let pixels = (fourier_size(self.height + self.kernel_height / 2) * fourier_size(self.width + self.kernel_width / 2)) as f64;
-        let fourier = FOURIER_COST * pixels * pixels.log2();
-        if fourier < direct { Method::Fourier } else { Method::Direct }
+        let (rows, columns) = (self.height + self.kernel_height / 2, self.width + self.kernel_width / 2);
+        let pixels = (fourier_size(rows) * fourier_size(columns)) as f64;
+        let step = if pixels < 4000.0 { STEP_IN_CACHE } else { STEP };
+        let fourier = step * pixels * pixels.log2();
+        if self.dilation == 1 && fourier < direct { Method::Fourier } else { Method::Direct }
     }
 }
 
-/// A step of the transforms (one point, one doubling, both ways) in multiply-adds of the direct correlation.
-const FOURIER_COST: f64 = 5.0;
+/// A step of the transforms (one point, one doubling, both ways) where two planes of vectors stay in the second cache.
+const STEP_IN_CACHE: f64 = 11.0;
+/// The same where they do not.
+const STEP: f64 = 18.0;
 
 /// Taps that fall inside the map, summed over an axis of `n` pixels.
 fn inside(n: usize, taps: usize) -> f64 {
@@ -141,20 +153,15 @@ pub fn convolve<T: Element>(
     }
     let lanes = block::<T>();
     let blocks = shape.channels.div_ceil(lanes);
-    let kernels = pack::pack_kernels(kernel, shape.channels, shape.taps(), lanes, turned);
     let to = Target { data: out.data.as_mut_ptr(), strides: out.strides };
-    // Fourier transforms take the maps of a block in pairs, and the kernel's once.
-    let (per, groups) = match method {
-        Method::Direct => (1, shape.batch),
-        Method::Fourier => (shape.batch.min(8), shape.batch.div_ceil(8)),
-    };
-    pool::share(threads, 0..blocks * groups, |item| {
+    // As many parts of the batch as make work for many threads; each packs the kernels of its block.
+    let parts = shape.batch.min(16_usize.div_ceil(blocks));
+    pool::share(threads, 0..blocks * parts, |item| {
         cancel.check()?;
-        let (block, group) = (item / groups, item % groups);
-        let maps = group * per..shape.batch.min((group + 1) * per);
-        let taps = &kernels[block * shape.taps() * lanes..(block + 1) * shape.taps() * lanes];
+        let (block, part) = (item / parts, item % parts);
+        let maps = part * shape.batch / parts..(part + 1) * shape.batch / parts;
         let channels = block * lanes..shape.channels.min((block + 1) * lanes);
-        dispatch(Convolve { shape, x, taps, bias, maps, channels, to, method });
+        dispatch(Convolve { shape, x, kernel, turned, bias, maps, channels, to, method });
         Ok(())
     })
 }
@@ -210,7 +217,7 @@ pub fn weight_gradient<T: Element>(
 
 fn check<T>(shape: Shape, x: &Maps<'_, T>) {
     assert!(shape.kernel_height % 2 == 1 && shape.kernel_width % 2 == 1, "odd kernels");
-    assert!(shape.height > 0 && shape.width > 0, "maps with pixels");
+    assert!(shape.height > 0 && shape.width > 0 && shape.dilation > 0, "maps with pixels, kernels with steps");
     assert!(x.strides.reach(shape.sizes()) <= x.data.len(), "maps as large as the shape");
 }
 
@@ -228,7 +235,8 @@ unsafe impl<T: Send> Sync for Target<T> {}
 struct Convolve<'a, T> {
     shape: Shape,
     x: Maps<'a, T>,
-    taps: &'a [T],
+    kernel: &'a [T],
+    turned: bool,
     bias: Option<&'a [T]>,
     maps: std::ops::Range<usize>,
     channels: std::ops::Range<usize>,
@@ -240,12 +248,15 @@ impl<T: Element> Kernel for Convolve<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { shape, x, taps, bias, maps, channels, to, method } = self;
+        let Self { shape, x, kernel, turned, bias, maps, channels, to, method } = self;
         let lanes = T::Of::<L>::SIZE;
         let mut start = [T::default(); 64];
         if let Some(bias) = bias {
             start[..channels.len()].copy_from_slice(&bias[channels.clone()]);
         }
+        let mut taps = Buffer::take(4, shape.taps() * lanes);
+        let taps = taps.slice::<T>();
+        pack_kernels::<T::Of<L>, T>(&shape, kernel, channels.clone(), turned, taps);
         if method == Method::Fourier {
             fourier::convolve::<L, T>(shape, x, taps, &start, maps, channels, to);
             return;
@@ -255,19 +266,21 @@ impl<T: Element> Kernel for Convolve<'_, T> {
         let mut packed = Buffer::take(0, shape.height * wide * lanes);
         let mut result = Buffer::take(1, shape.height * shape.width * lanes);
         let (packed, result) = (packed.slice::<T>(), result.slice::<T>());
-        let sides = correlate::Sides {
+        let sides = Sides {
             x: (shape.height, shape.width),
             k: (shape.kernel_height, shape.kernel_width),
             out: (shape.height, shape.width),
-            padding: (shape.kernel_height / 2, shape.kernel_width / 2),
-            pad,
+            padding: shape.padding(),
+            step: shape.dilation,
+            spread: 1,
+            most: T::Of::<L>::ROWS,
         };
         for map in maps {
             pack_map::<T::Of<L>, T>(&shape, x, map, channels.clone(), pad, packed);
             for pixel in result.chunks_exact_mut(lanes) {
                 pixel.copy_from_slice(&start[..lanes]);
             }
-            correlate::correlate::<L, T>(sides, packed, taps, result);
+            correlate::<L, T>(sides, packed, taps, result);
             // SAFETY: this item alone writes these channels of this map.
             unsafe { unpack_map::<T::Of<L>, T>(&shape, result, map, channels.clone(), to) };
         }
@@ -294,22 +307,24 @@ impl<T: Element> Kernel for Gradient<'_, T> {
             return;
         }
         let lanes = T::Of::<L>::SIZE;
-        let pad = T::Of::<L>::ROWS - 1;
+        let pad = (T::Of::<L>::ROWS - 1) * shape.dilation;
         let wide = shape.width + 2 * pad;
         let mut packed = Buffer::take(0, shape.height * wide * lanes);
         let mut by = Buffer::take(1, shape.height * shape.width * lanes);
         let (packed, by) = (packed.slice::<T>(), by.slice::<T>());
-        let sides = correlate::Sides {
+        let sides = Sides {
             x: (shape.height, shape.width),
             k: (shape.height, shape.width),
             out: (shape.kernel_height, shape.kernel_width),
-            padding: (shape.kernel_height / 2, shape.kernel_width / 2),
-            pad,
+            padding: shape.padding(),
+            step: 1,
+            spread: shape.dilation,
+            most: T::Of::<L>::ROWS,
         };
         for map in maps {
             pack_map::<T::Of<L>, T>(&shape, x, map, channels.clone(), pad, packed);
             pack_map::<T::Of<L>, T>(&shape, gradient, map, channels.clone(), 0, by);
-            correlate::correlate::<L, T>(sides, packed, by, sum);
+            correlate::<L, T>(sides, packed, by, sum);
         }
     }
 }

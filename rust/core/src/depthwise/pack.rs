@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{Maps, Shape, Target};
+use super::{Maps, Shape, Strides, Target};
 use crate::vector::{Element, Vector};
 
 #[repr(align(64))]
@@ -11,7 +11,7 @@ use crate::vector::{Element, Vector};
 struct Line(#[allow(dead_code)] [u8; 64]);
 
 thread_local! {
-    static KEPT: RefCell<[Vec<Line>; 4]> = const { RefCell::new([const { Vec::new() }; 4]) };
+    static KEPT: RefCell<[Vec<Line>; 5]> = const { RefCell::new([const { Vec::new() }; 5]) };
 }
 
 /// Room of a thread's own for an item of work, kept from one to the next and begun on a cache line.
@@ -49,17 +49,25 @@ impl Drop for Buffer {
     }
 }
 
-/// (channels, taps) -> blocks of (taps, lanes), zeros after the last channel; turned round where asked.
-pub(super) fn pack_kernels<T: Element>(kernel: &[T], channels: usize, taps: usize, lanes: usize, turned: bool) -> Vec<T> {
-    let mut packed = vec![T::default(); channels.div_ceil(lanes) * taps * lanes];
-    for (block, packed) in packed.chunks_mut(taps * lanes).enumerate() {
-        for (lane, kernel) in kernel[block * lanes * taps..].chunks(taps).take(lanes).enumerate() {
-            for (tap, &value) in kernel.iter().enumerate() {
-                packed[if turned { taps - 1 - tap } else { tap } * lanes + lane] = value;
-            }
+/// The kernels of a block of channels, (taps, lanes), zeros after the last; turned round where asked.
+#[inline(always)]
+pub(super) fn pack_kernels<V: Vector<T>, T: Element>(
+    shape: &Shape,
+    kernel: &[T],
+    channels: Range<usize>,
+    turned: bool,
+    to: &mut [T],
+) {
+    let taps = shape.taps();
+    // A kernel is a map of one row.
+    let row = Shape { height: 1, width: taps, ..*shape };
+    pack_map::<V, T>(&row, Maps { data: kernel, strides: Strides([0, taps, 0, 1]) }, 0, channels, 0, to);
+    if turned {
+        for tap in 0..taps / 2 {
+            let (front, back) = to.split_at_mut((taps - 1 - tap) * V::SIZE);
+            front[tap * V::SIZE..][..V::SIZE].swap_with_slice(&mut back[..V::SIZE]);
         }
     }
-    packed
 }
 
 /// A block of channels of one map, (height, width + 2 pad, lanes), zeros on both sides of each row and after the last
@@ -155,7 +163,12 @@ pub(super) unsafe fn unpack_map<V: Vector<T>, T: Element>(
                     if by_pixel == 1 && width >= 4 && count - lane >= 4 {
                         let mut pixel = 0;
                         loop {
-                            turn(from.as_ptr().add(pixel * lanes + lane), lanes, to.add(lane * by_channel + pixel), by_channel);
+                            turn(
+                                from.as_ptr().add(pixel * lanes + lane),
+                                lanes,
+                                to.add(lane * by_channel + pixel),
+                                by_channel,
+                            );
                             if pixel + 4 == width {
                                 break;
                             }

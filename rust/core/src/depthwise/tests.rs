@@ -25,22 +25,28 @@ fn at<T: Element>(shape: Shape, x: &[T], s: Strides, n: usize, c: usize, i: isiz
 }
 
 fn is_its_definition<T: Element>(tolerance: f64) {
-    for (batch, channels, height, width, kernel_height, kernel_width) in [
-        (1, 1, 1, 1, 1, 1),
-        (2, 17, 7, 7, 13, 13),
-        (3, 40, 9, 14, 5, 5),
-        (1, 16, 3, 30, 1, 11),
-        (2, 5, 13, 2, 11, 1),
-        (3, 33, 20, 23, 17, 7),
-        (1, 3, 40, 5, 3, 31),
+    for (batch, channels, height, width, kernel_height, kernel_width, dilation) in [
+        (1, 1, 1, 1, 1, 1, 1),
+        (2, 17, 7, 7, 13, 13, 1),
+        (3, 40, 9, 14, 5, 5, 1),
+        (1, 16, 3, 30, 1, 11, 1),
+        (2, 5, 13, 2, 11, 1, 1),
+        (3, 33, 20, 23, 17, 7, 1),
+        (1, 3, 40, 5, 3, 31, 1),
+        (2, 17, 9, 14, 3, 7, 2),
+        (1, 5, 6, 19, 3, 3, 5),
+        (1, 4, 4, 30, 5, 9, 3),
     ] {
-        let shape = Shape { batch, channels, height, width, kernel_height, kernel_width };
+        let shape = Shape { batch, channels, height, width, kernel_height, kernel_width, dilation };
         let taps = kernel_height * kernel_width;
         let n = batch * channels * height * width;
         let (x, g, k) = (data::<T>(n, 1), data::<T>(n, 2), data::<T>(channels * taps, 3));
         let bias = data::<T>(channels, 4);
         for strides in [planes(shape), pixels(shape)] {
             for method in [Method::Direct, Method::Fourier] {
+                if dilation > 1 && method == Method::Fourier {
+                    continue;
+                }
                 let cancel = Cancel::new();
                 let (mut out, mut turned) = (vec![T::from_f64(9.0); n], vec![T::from_f64(9.0); n]);
                 let maps = Maps { data: &x, strides };
@@ -56,8 +62,8 @@ fn is_its_definition<T: Element>(tolerance: f64) {
                     for (i, j) in (0..height).flat_map(|i| (0..width).map(move |j| (i, j))) {
                         let (mut a, mut b) = (bias[c].to_f64(), 0.0);
                         for tap in 0..taps {
-                            let di = (tap / kernel_width) as isize - (kernel_height / 2) as isize;
-                            let dj = (tap % kernel_width) as isize - (kernel_width / 2) as isize;
+                            let di = ((tap / kernel_width) as isize - (kernel_height / 2) as isize) * dilation as isize;
+                            let dj = ((tap % kernel_width) as isize - (kernel_width / 2) as isize) * dilation as isize;
                             let value = at(shape, &x, strides, n, c, i as isize + di, j as isize + dj);
                             a += k[c * taps + tap].to_f64() * value;
                             b += k[c * taps + taps - 1 - tap].to_f64() * value;
@@ -69,8 +75,8 @@ fn is_its_definition<T: Element>(tolerance: f64) {
                 }
                 for (at_tap, value) in by.iter().enumerate() {
                     let (c, tap) = (at_tap / taps, at_tap % taps);
-                    let di = (tap / kernel_width) as isize - (kernel_height / 2) as isize;
-                    let dj = (tap % kernel_width) as isize - (kernel_width / 2) as isize;
+                    let di = ((tap / kernel_width) as isize - (kernel_height / 2) as isize) * dilation as isize;
+                    let dj = ((tap % kernel_width) as isize - (kernel_width / 2) as isize) * dilation as isize;
                     let mut want = 0.0;
                     for n in 0..batch {
                         for (i, j) in (0..height as isize).flat_map(|i| (0..width as isize).map(move |j| (i, j))) {
@@ -97,7 +103,7 @@ fn products_are_their_definition_in_floats() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    let shape = Shape { batch: 5, channels: 40, height: 11, width: 9, kernel_height: 7, kernel_width: 7 };
+    let shape = Shape { batch: 5, channels: 40, height: 11, width: 9, kernel_height: 7, kernel_width: 7, dilation: 1 };
     let n = 5 * 40 * 99;
     let (x, g) = (data::<f32>(n, 1), data::<f32>(n, 2));
     let (x, g) = (Maps { data: &x, strides: planes(shape) }, Maps { data: &g, strides: planes(shape) });
@@ -116,7 +122,7 @@ fn threads_do_not_change_a_bit() {
 
 #[test]
 fn a_raised_flag_stops_the_work() {
-    let shape = Shape { batch: 1, channels: 1, height: 4, width: 4, kernel_height: 3, kernel_width: 3 };
+    let shape = Shape { batch: 1, channels: 1, height: 4, width: 4, kernel_height: 3, kernel_width: 3, dilation: 1 };
     let (x, mut out, cancel) = (vec![1.0_f32; 16], vec![0.0; 16], Cancel::new());
     cancel.raise();
     let maps = Maps { data: &x, strides: planes(shape) };
