@@ -1,4 +1,4 @@
-"""mercer.nn.conv: the operation against torch's own, re-parameterisation against the branches, context mixing by loops."""
+"""mercer.nn.conv: the operation against torch, re-parameterisation against its branches, context mixing by loops."""
 
 import copy
 
@@ -29,7 +29,9 @@ def shaken(module, seed=0):
 
 
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("size", "dilation"), [((5, 5), 1), ((13, 13), 1), ((1, 31), 1), ((3, 3), 4), ((7, 7), 2)])
+@pytest.mark.parametrize(
+    ("size", "dilation"), [((5, 5), 1), ((13, 13), 1), ((1, 31), 1), ((3, 3), 4), ((7, 7), 2)]
+)
 def test_values_and_gradients_are_those_of_torch(form, size, dilation):
     torch.manual_seed(0)
     x = torch.randn(2, 6, 9, 14, dtype=torch.float64).to(memory_format=form).requires_grad_()
@@ -41,7 +43,9 @@ def test_values_and_gradients_are_those_of_torch(form, size, dilation):
     torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-11)
     assert ours.is_contiguous(memory_format=form)
     upstream = torch.randn_like(plain)
-    for a, b in zip(*(torch.autograd.grad(y, (x, weight, bias), upstream) for y in (ours, plain)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(y, (x, weight, bias), upstream) for y in (ours, plain)), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
@@ -110,7 +114,10 @@ def test_a_merged_block_is_the_block(dtype, size):
         before = block(x)
         after = block.merge()(x)
     assert (after - before).abs().max() <= (1e-5 if dtype == torch.float32 else 1e-10) * before.std()
-    assert block.merge() is block and [n for n, _ in block.named_parameters()] == ["lk_origin.weight", "lk_origin.bias"]
+    assert block.merge() is block and [n for n, _ in block.named_parameters()] == [
+        "lk_origin.weight",
+        "lk_origin.bias",
+    ]
 
 
 def test_merging_after_steps_of_training():
@@ -135,7 +142,9 @@ def test_the_other_direction_is_its_inverse():
     torch.testing.assert_close(block(x), plain(x), rtol=1e-10, atol=1e-10)
     assert all(c.weight.abs().max() > 0 for c, _ in block._pairs())
     merged = block.merge().lk_origin
-    torch.testing.assert_close((merged.weight, merged.bias), (plain.weight, plain.bias), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        (merged.weight, merged.bias), (plain.weight, plain.bias), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_a_dilated_kernel_is_the_kernel_with_zeros_between():
@@ -226,7 +235,10 @@ def test_transposing_the_map_swaps_the_bands():
 def test_contmix_is_its_definition_by_loops():
     rng = np.random.default_rng(0)
     for height, width, k in ((5, 7, 3), (5, 5, 5), (6, 9, 5)):
-        attn, value = rng.standard_normal((2, 2, height, width, k * k)), rng.standard_normal((2, 6, height, width))
+        attn, value = (
+            rng.standard_normal((2, 2, height, width, k * k)),
+            rng.standard_normal((2, 6, height, width)),
+        )
         want = np.zeros_like(value)
         for i in range(height):
             for j in range(width):

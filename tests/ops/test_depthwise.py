@@ -28,7 +28,9 @@ def truth(x, kernel, bias, r):
     st.sampled_from([np.float32, np.float64]), st.booleans(), st.sampled_from(["auto", "direct", "fourier"]),
     st.integers(0, 2**31),
 )  # fmt: skip
-def test_convolution_and_gradients_are_those_of_the_definition(b, c, h, w, kh, kw, r, dtype, last, method, seed):
+def test_convolution_and_gradients_are_those_of_the_definition(
+    b, c, h, w, kh, kw, r, dtype, last, method, seed
+):
     if method == "fourier":
         r = 1
     rng = np.random.default_rng(seed)
@@ -39,7 +41,11 @@ def test_convolution_and_gradients_are_those_of_the_definition(b, c, h, w, kh, k
     inside = (..., slice(r * kh, r * kh + h), slice(r * kw, r * kw + w))
     want = truth(np.pad(x, room), kernel, bias, r)[inside]
     turned = truth(np.pad(g, room), kernel[:, ::-1, ::-1], 0 * bias, r)[inside]
-    form = (lambda a: np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)) if last else (lambda a: a)
+    form = (
+        (lambda a: np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
+        if last
+        else (lambda a: a)
+    )
     x_, g_, k_ = form(x.astype(dtype)), form(g.astype(dtype)), kernel.astype(dtype)
     scale = np.sqrt(kh * kw)
     tolerance = (1e-11 if dtype == np.float64 else 2e-4) * scale
@@ -57,7 +63,11 @@ def test_convolution_and_gradients_are_those_of_the_definition(b, c, h, w, kh, k
 
 def test_the_reference_backend_agrees():
     rng = np.random.default_rng(0)
-    x, g, k = rng.standard_normal((2, 3, 9, 8)), rng.standard_normal((2, 3, 9, 8)), rng.standard_normal((3, 5, 7))
+    x, g, k = (
+        rng.standard_normal((2, 3, 9, 8)),
+        rng.standard_normal((2, 3, 9, 8)),
+        rng.standard_normal((3, 5, 7)),
+    )
     ours = depthwise_convolution(x, k, dilation=2), depthwise_weight_gradient(x, g, (5, 7), dilation=2)
     with mercer.backend("reference"):
         plain = depthwise_convolution(x, k, dilation=2), depthwise_weight_gradient(x, g, (5, 7), dilation=2)
@@ -68,7 +78,12 @@ def test_the_reference_backend_agrees():
 def test_any_strides_are_read():
     rng = np.random.default_rng(1)
     base, k = rng.standard_normal((4, 6, 10, 12)), rng.standard_normal((3, 3, 3))
-    for x in (base[::2, ::2, ::2, 1::3], base[:, :3].transpose(0, 1, 3, 2), base[:, 2::-1], base[:1, :3, ::-1]):
+    for x in (
+        base[::2, ::2, ::2, 1::3],
+        base[:, :3].transpose(0, 1, 3, 2),
+        base[:, 2::-1],
+        base[:1, :3, ::-1],
+    ):
         plain = depthwise_convolution(np.ascontiguousarray(x), k)
         np.testing.assert_allclose(depthwise_convolution(x, k), plain, atol=1e-13)
 

@@ -17,9 +17,11 @@ from mercer.ops import neighborhood as _neighborhood
 from mercer.special import _reference
 
 __all__ = [
+    "context_mixing",
     "cuda_source",
     "depthwise",
     "depthwise_choice",
+    "depthwise_on_cuda",
     "depthwise_weight",
     "log_bessel",
     "log_kernel_sums",
@@ -30,6 +32,8 @@ __all__ = [
 ]
 
 
+#: Below so many taps cuDNN is as fast.
+CUDA_TAPS = 121
 #: Below so many taps torch's own forward loops are faster on the CPU.
 DIRECT_TAPS = 81
 
@@ -146,6 +150,27 @@ def depthwise_weight(
         _array(x), _array(grad), (kh, kw), dilation=dilation, method=method
     )
     return torch.from_numpy(found)[:, None]
+
+
+def depthwise_on_cuda(kh: int, kw: int, dilation: int, dtype: torch.dtype) -> bool:
+    """Whether mercer's CUDA kernel takes this size: large enough to matter, and within shared memory."""
+    from mercer.nn import _cuda
+
+    return kh * kw >= CUDA_TAPS and _cuda.depthwise_fits(kh, kw, dilation, dtype)
+
+
+def context_mixing(
+    logits: torch.Tensor, bias: torch.Tensor, value: torch.Tensor, k: int
+) -> torch.Tensor | None:
+    """Softmax(logits + relative bias) applied to `value` by one kernel; None where there is none, or for a gradient."""
+    tensors = (logits, bias, value)
+    if value.device.type != "cuda" or is_reference() or value.dtype not in (torch.float32, torch.float64):
+        return None
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return None
+    from mercer.nn import _cuda
+
+    return _cuda.contmix(logits.to(value.dtype), bias.to(value.dtype), value, k)
 
 
 def depthwise_choice(x: torch.Tensor, weight: torch.Tensor, dilation: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Depthwise convolution of maps with large odd kernels, "same" zero padding and stride 1, and its gradients, on NumPy arrays.
+"""Depthwise convolution of maps with large odd kernels, "same" zero padding, stride 1, and its gradients, in NumPy.
 
 Maps are (B, C, H, W) of any strides (planes, or channels last as in `x.transpose(0, 3, 1, 2)`), kernels (C, kh, kw).
 The direct method keeps channels in the lanes of a vector and skips taps outside the map; past a size that
@@ -112,7 +112,7 @@ def depthwise_weight_gradient(
     out = np.zeros((x.shape[1], *_size(kernel_size)), x.dtype)
     if is_reference():
         kh, kw = out.shape[1:]
-        windows = _windows(x, kh, kw, dilation)
+        windows = _windows_of(x, kh, kw, dilation)
         return np.einsum("ncijab,ncij->cab", windows, gradient)
     how = None if method == "auto" else method
     _core.depthwise_weight_gradient(x, gradient, out, dilation, how, _checks.threads("threads", threads))
@@ -130,11 +130,11 @@ def depthwise_method(shape: tuple[int, int, int, int], kernel_size: tuple[int, i
 
 
 def _reference(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, dilation: int) -> np.ndarray:
-    y = np.einsum("ncijab,cab->ncij", _windows(x, *kernel.shape[1:], dilation), kernel)
+    y = np.einsum("ncijab,cab->ncij", _windows_of(x, kernel.shape[1], kernel.shape[2], dilation), kernel)
     return y if bias is None else y + bias[:, None, None]
 
 
-def _windows(x: np.ndarray, kh: int, kw: int, r: int) -> np.ndarray:
+def _windows_of(x: np.ndarray, kh: int, kw: int, r: int) -> np.ndarray:
     """What each tap sees, (B, C, H, W, kh, kw)."""
     padded = np.pad(x, ((0, 0), (0, 0), (kh // 2 * r, kh // 2 * r), (kw // 2 * r, kw // 2 * r)))
     size = ((kh - 1) * r + 1, (kw - 1) * r + 1)

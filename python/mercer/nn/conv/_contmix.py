@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from mercer import _checks
+from mercer.nn import _dispatch
 from mercer.nn.attention.neighborhood import neighborhood_av
 from mercer.nn.conv._depthwise import ResidualDepthwiseConv2d
 from mercer.nn.conv._reparam import DilatedReparamBlock
@@ -128,21 +129,24 @@ class ContextMixing(nn.Module):
         self.groups = 2 * _checks.integer("num_heads", num_heads, 1)
         if dim % (2 * self.groups):
             raise ValueError(
-                f"dim must be divisible by 4 num_heads = {2 * self.groups} (two halves of {self.groups} groups), got {dim}"
+                f"dim must be divisible by 4 num_heads = {2 * self.groups} (two halves of {self.groups} groups), "
+                f"got {dim}"
             )
         self.kernel_size, self.smk_size, self.scale = kernel_size, smk_size, (dim // self.groups) ** -0.5
         self.rpb1 = nn.Parameter(torch.zeros(self.groups, 2 * smk_size - 1, 2 * smk_size - 1))
         self.rpb2 = nn.Parameter(torch.zeros(self.groups, 2 * kernel_size - 1, 2 * kernel_size - 1))
         self.weight_query = nn.Sequential(nn.Conv2d(dim, dim // 2, 1, bias=False), nn.BatchNorm2d(dim // 2))
         self.weight_key = nn.Sequential(
-            nn.AdaptiveAvgPool2d(REGIONS), nn.Conv2d(key_dim, dim // 2, 1, bias=False), nn.BatchNorm2d(dim // 2)
+            nn.AdaptiveAvgPool2d(REGIONS),
+            nn.Conv2d(key_dim, dim // 2, 1, bias=False),
+            nn.BatchNorm2d(dim // 2),
         )
         self.weight_proj = nn.Conv2d(REGIONS**2, kernel_size**2 + smk_size**2, 1)
 
-    def kernels(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The small and the large kernels of every pixel, (B, g, H, W, smk²) and (B, g, H, W, k²), summing to one.
+    def logits(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the small and the large kernels of every pixel, (B, g, H, W, smk²) and (B, g, H, W, k²).
 
-        Affinities and softmax are in float32 under autocast: in half precision they overflow.
+        Affinities are in float32 under autocast: in half precision they overflow.
         """
         q = self.weight_query(queries) * self.scale
         k = self.weight_key(keys)
@@ -154,21 +158,35 @@ class ContextMixing(nn.Module):
             k = k.unflatten(1, (self.groups, -1)).flatten(3)  # (B, g, c, 49)
             affinity = q.transpose(2, 3) @ k  # (B, g, n, 49)
             weight = self.weight_proj.weight.flatten(1).to(affinity)
-            logits = functional.linear(affinity, weight, self.weight_proj.bias.to(affinity))
-            logits = logits.unflatten(2, (height, width))
-            small, large = logits.split((self.smk_size**2, self.kernel_size**2), dim=-1)
-            small = (small + relative_bias(self.rpb1, height, width)).softmax(-1)
-            large = (large + relative_bias(self.rpb2, height, width)).softmax(-1)
+            found = functional.linear(affinity, weight, self.weight_proj.bias.to(affinity))
+            small, large = found.unflatten(2, (height, width)).split(
+                (self.smk_size**2, self.kernel_size**2), dim=-1
+            )
         return small, large
+
+    def kernels(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The kernels of every pixel, summing to one."""
+        small, large = self.logits(queries, keys)
+        return self._softmax(small, self.rpb1), self._softmax(large, self.rpb2)
 
     def mix(self, queries: torch.Tensor, keys: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W), (B, C', H, W), (B, C, H, W) -> (B, C, H, W)."""
-        small, large = self.kernels(queries, keys)
-        first, second = value.chunk(2, dim=1)
-        mixed = [
-            contmix(small.to(value.dtype), first, self.smk_size), contmix(large.to(value.dtype), second, self.kernel_size)
-        ]  # fmt: skip
+        logits, tables = self.logits(queries, keys), (self.rpb1, self.rpb2)
+        sizes, halves = (self.smk_size, self.kernel_size), value.chunk(2, dim=1)
+        mixed = []
+        for own, table, k, half in zip(logits, tables, sizes, halves, strict=True):
+            by_group = half.unflatten(1, (self.groups, -1)).permute(0, 1, 3, 4, 2)
+            fused = _dispatch.context_mixing(own, table, by_group, k)
+            if fused is None:
+                mixed.append(contmix(self._softmax(own, table).to(value.dtype), half, k))
+            else:
+                mixed.append(fused.permute(0, 1, 4, 2, 3).flatten(1, 2))
         return torch.cat(mixed, dim=1)
+
+    @staticmethod
+    def _softmax(logits: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return (logits + relative_bias(table, *logits.shape[2:4]).to(logits)).softmax(-1)
 
     def enlarged(self, *maps: torch.Tensor) -> list[torch.Tensor]:
         """Maps whose shorter side is below the window, resized so that it is the window; others as they are."""
@@ -199,7 +217,10 @@ class ContMixBlock(ContextMixing):
         torch.Size([2, 32, 14, 14])
     """
 
-    official_names = ((r"(^|\.)se_layer\.proj\.1\.", r"\1se_layer.down."), (r"(^|\.)se_layer\.proj\.3\.", r"\1se_layer.up."))
+    official_names = (
+        (r"(^|\.)se_layer\.proj\.1\.", r"\1se_layer.down."),
+        (r"(^|\.)se_layer\.proj\.3\.", r"\1se_layer.up."),
+    )
 
     def __init__(
         self,
@@ -232,9 +253,8 @@ class ContMixBlock(ContextMixing):
         self.dwconv2 = ResidualDepthwiseConv2d(dim, 3)
         self.norm2 = LayerNorm2d(dim)
         self.mlp = mixing_mlp(dim, hidden, dim)
-        scaled = ls_init_value is not None
-        self.ls1 = BiasedLayerScale(dim, ls_init_value) if scaled else nn.Identity()
-        self.ls2 = BiasedLayerScale(dim, ls_init_value) if scaled else nn.Identity()
+        self.ls1 = nn.Identity() if ls_init_value is None else BiasedLayerScale(dim, ls_init_value)
+        self.ls2 = nn.Identity() if ls_init_value is None else BiasedLayerScale(dim, ls_init_value)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

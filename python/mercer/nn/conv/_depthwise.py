@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -25,10 +26,10 @@ def depthwise_conv2d(
 ) -> torch.Tensor:
     """Each channel of a map convolved with a kernel of its own, stride 1, "same" zero padding.
 
-    On the CPU, float32 and float64 kernels of 5 x 5 and more, and dilated ones, run in Rust: the gradient of the kernel,
-    and from 9 x 9 on forward and the gradient of the input, in contiguous and channels-last layout alike, differentiable
-    as often as one likes. The rest (small kernels, half precision, export) is torch's own convolution. :func:`explain`
-    says which.
+    On the CPU, float32 and float64 kernels of 5 x 5 and more, and dilated ones, run in Rust: the gradient of the
+    kernel, and from 9 x 9 on forward and the gradient of the input, in contiguous and channels-last layout alike,
+    differentiable as often as one likes. On CUDA the large ones have a kernel of ours. The rest (small kernels, half
+    precision, export) is torch's own convolution. :func:`explain` says which.
 
     Args:
         x: (B, C, H, W).
@@ -53,7 +54,9 @@ def depthwise_conv2d(
     if weight.dim() == 3:
         weight = weight.unsqueeze(1)
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[:2] != (x.shape[1], 1):
-        raise ValueError(f"weight must be (C, 1, kh, kw) for x (B, C, H, W), got {tuple(weight.shape)} for {tuple(x.shape)}")
+        raise ValueError(
+            f"weight must be (C, 1, kh, kw) for x (B, C, H, W), got {tuple(weight.shape)} for {tuple(x.shape)}"
+        )
     kh, kw = weight.shape[2:]
     if kh % 2 == 0 or kw % 2 == 0:
         raise ValueError(f"weight must have odd sides, got {kh} x {kw}")
@@ -69,7 +72,12 @@ def ours(x: torch.Tensor, weight: torch.Tensor, dilation: int = 1) -> bool:
         (dilation > 1 or weight.shape[2] * weight.shape[3] >= FEWEST_TAPS)
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
-        and x.device.type in ("cpu", "cuda", "meta")
+        and (
+            x.device.type in ("cpu", "meta")
+            or (
+                x.is_cuda and _dispatch.depthwise_on_cuda(weight.shape[2], weight.shape[3], dilation, x.dtype)
+            )
+        )
         and x.numel() > 0
         and not is_reference()
         and not torch.is_autocast_enabled(x.device.type if x.device.type != "meta" else "cpu")
@@ -122,7 +130,7 @@ def explain(
     channels_last: bool = False,
     measure: bool = False,
 ) -> str:
-    """What :func:`depthwise_conv2d` runs on the CPU for maps of this shape, and why; with `measure`, timed here and now.
+    """What :func:`depthwise_conv2d` runs on the CPU for maps of this shape; with `measure`, timed here and now.
 
     Args:
         shape: (B, C, H, W).
@@ -164,9 +172,11 @@ def _measured(shape: tuple, size: tuple, dtype: torch.dtype, channels_last: bool
     x = torch.randn(shape, dtype=dtype).to(memory_format=form).requires_grad_()
     weight = torch.randn(shape[1], 1, *size, dtype=dtype, requires_grad=True)
     pad = (size[0] // 2, size[1] // 2)
-    ways = {"torch": lambda: functional.conv2d(x, weight, padding=pad, groups=shape[1])}
-    for method in ("direct", "fourier"):
-        ways[method] = lambda method=method: _Timed.apply(x, weight, method)
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "torch": lambda: functional.conv2d(x, weight, padding=pad, groups=shape[1]),
+        "direct": lambda: _Timed.apply(x, weight, "direct"),
+        "fourier": lambda: _Timed.apply(x, weight, "fourier"),
+    }
     lines = []
     for name, way in ways.items():
         times: list[list[float]] = [[], []]

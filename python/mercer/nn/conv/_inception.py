@@ -43,7 +43,10 @@ class InceptionDWConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("square_kernel_size", square_kernel_size), ("band_kernel_size", band_kernel_size)):
+        for name, size in (
+            ("square_kernel_size", square_kernel_size),
+            ("band_kernel_size", band_kernel_size),
+        ):
             if _checks.integer(name, size, 1) % 2 == 0:
                 raise ValueError(f"{name} must be odd, got {size}")
         g = int(in_channels * branch_ratio)

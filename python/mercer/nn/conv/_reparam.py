@@ -18,7 +18,15 @@ from torch import nn
 from mercer import _checks
 from mercer.nn.conv._depthwise import DepthwiseConv2d
 
-__all__ = ["BRANCHES", "DilatedReparamBlock", "dilate_kernel", "fold_norm", "fuse_bn", "merge_branches", "warn_if_unseen"]
+__all__ = [
+    "BRANCHES",
+    "DilatedReparamBlock",
+    "dilate_kernel",
+    "fold_norm",
+    "fuse_bn",
+    "merge_branches",
+    "warn_if_unseen",
+]
 
 Branches = Sequence[tuple[int, int]]
 
@@ -57,7 +65,9 @@ def fuse_bn(
     """
     weight, gamma, beta, mean, var = (_double(value) for value in (weight, gamma, beta, mean, var))
     if weight.ndim < 1 or any(a.shape != weight.shape[:1] for a in (gamma, beta, mean, var)):
-        raise ValueError(f"gamma, beta, mean, var must have shape {weight.shape[:1]}, one entry an output channel")
+        raise ValueError(
+            f"gamma, beta, mean, var must have shape {weight.shape[:1]}, one entry an output channel"
+        )
     scale = gamma / np.sqrt(var + eps)
     start = 0.0 if bias is None else _double(bias)
     return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), beta + (start - mean) * scale
@@ -251,7 +261,11 @@ def fold_norm(conv: nn.Module, norm: nn.Module) -> None:
 def warn_if_unseen(module: nn.Module) -> None:
     """Warn where a batch norm in training mode has seen no batch: merging keeps its starting statistics."""
     for norm in module.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training and not int(norm.num_batches_tracked):
+        if (
+            isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            and norm.training
+            and not int(norm.num_batches_tracked)
+        ):
             warnings.warn(
                 "merging a block in training mode whose batch norms have seen no batch: their statistics "
                 "are still the initial ones",

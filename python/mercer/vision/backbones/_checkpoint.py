@@ -70,7 +70,10 @@ def load_official(
     for name in found:
         if name not in wanted and not name.startswith(ignored):
             raise ValueError(f"source holds {names[name]}, which {kind} does not have{_of(model, found)}")
-    kept = {name: found[name] if name in found and not name.startswith(ignored) else wanted[name] for name in wanted}
+    kept = {
+        name: found[name] if name in found and not name.startswith(ignored) else wanted[name]
+        for name in wanted
+    }
     model.load_state_dict(kept)
     return model
 

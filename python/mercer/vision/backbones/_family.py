@@ -69,8 +69,8 @@ FAMILIES: dict[str, Family] = {}
 class Backbone(nn.Module):
     """The interface of timm that does not depend on the network, and re-parameterisation.
 
-    A family gives `stage_maps` (all maps, finest first), `forward_head`, `_merge` (one block or the model, in place) and
-    sets `num_classes`, `in_chans`, `num_features`, `feature_info`, `deploy`.
+    A family gives `stage_maps` (all maps, finest first), `forward_head`, `_merge` (the whole model, in place) and sets
+    `num_classes`, `in_chans`, `num_features`, `feature_info`, `deploy`.
     """
 
     family = ""
@@ -79,6 +79,8 @@ class Backbone(nn.Module):
     official_names: tuple[tuple[str, str], ...] = ()
     num_classes: int
     in_chans: int
+    num_features: int
+    feature_info: Any
     deploy: bool = False
     features_only: bool = False
     out_indices: tuple[int, ...] = (0, 1, 2, 3)
@@ -94,7 +96,9 @@ class Backbone(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.in_chans:
             raise ValueError(f"x must be (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
         if min(x.shape[2:]) < self.min_size:
-            raise ValueError(f"x must be at least {self.min_size} pixels high and wide, got {tuple(x.shape[2:])}")
+            raise ValueError(
+                f"x must be at least {self.min_size} pixels high and wide, got {tuple(x.shape[2:])}"
+            )
 
     def dense_maps(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The maps for dense prediction; a family that norms them does it here."""
@@ -178,8 +182,10 @@ def register(family: Family) -> None:
     """Enter the family and put each variant into timm's registry, its entry point into the module that calls."""
     FAMILIES[family.name] = family
     module = sys.modules[family.model.__module__]
-    cfgs = {f"mercer_{family.name}_{name}": _cfg(family, variant) for name, variant in family.variants.items()}
-    module.default_cfgs = {**getattr(module, "default_cfgs", {}), **generate_default_cfgs(cfgs)}
+    cfgs = {
+        f"mercer_{family.name}_{name}": _cfg(family, variant) for name, variant in family.variants.items()
+    }
+    vars(module)["default_cfgs"] = generate_default_cfgs(cfgs)
     for name, variant in family.variants.items():
         entry = _entry(family, name, variant)
         entry.__module__ = module.__name__
@@ -246,7 +252,8 @@ def macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
     try:
         with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
             state = {
-                name: torch.empty(t.shape, dtype=t.dtype) for name, t in (*model.named_parameters(), *model.named_buffers())
+                name: torch.empty(t.shape, dtype=t.dtype)
+                for name, t in (*model.named_parameters(), *model.named_buffers())
             }
             functional_call(model, state, torch.empty(1, *input_size))
     finally:

@@ -131,7 +131,9 @@ class InceptionNeXt(Backbone, MetaNeXt):
         """The last linear layer."""
         return self.head.fc2
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+    def reset_classifier(
+        self, num_classes: int, global_pool: str | None = None, reset_other: bool = False
+    ) -> None:
         """A new last layer, for another number of classes."""
         MetaNeXt.reset_classifier(self, num_classes, global_pool, reset_other)
 

@@ -1,11 +1,12 @@
 """OverLoCK (Lou and Yu, CVPR 2025, arXiv 2502.20087).
 
-Overview first, look closely next. A Base-Net makes a map at stride 16; a light Overview-Net goes on to stride 32 at once;
-a Focus-Net reads the stride-16 map again (and its continuation at stride 32) with what the overview saw injected into
-features and into kernels, which are made for each pixel by context mixing (:mod:`mercer.nn.conv`).
+Overview first, look closely next. A Base-Net makes a map at stride 16; a light Overview-Net goes on to stride 32 at
+once; a Focus-Net reads the stride-16 map again (and its continuation at stride 32) with what the overview saw injected
+into features and into kernels, which are made for each pixel by context mixing (:mod:`mercer.nn.conv`).
 
-Published parameter counts are those of the re-parameterised model without its auxiliary head, which serves training only.
-In training mode a model with `aux_head` returns ``{"main": logits, "aux": logits}``; the loss is CE(main) + 0.4 CE(aux).
+Published parameter counts are those of the re-parameterised model without its auxiliary head, which serves training
+only: in training mode a model with `aux_head` returns ``{"main": logits, "aux": logits}``, and the loss is
+CE(main) + 0.4 CE(aux).
 Sides are halved rounding up, so any image of 32 pixels or more fits.
 """
 
@@ -36,14 +37,17 @@ def _variant(depths: Any, focus: Any, dims: Any, heads: Any, *figures: Any) -> V
 
 
 VARIANTS = {
-    "xt": _variant((2, 2, 3, 2), (6, 2), (56, 112, 256, 336), (4, 6), 17_307_272, 16_453_712, 2.6, 82.7, 0.925),
-    "t": _variant((4, 4, 6, 2), (12, 2), (64, 128, 256, 512), (4, 8), 34_990_472, 33_467_040, 5.5, 84.2, 0.95),
-    "s": _variant((6, 6, 8, 3), (16, 3), (64, 128, 320, 512), (8, 16), 58_309_772, 56_156_452, 9.7, 84.8, 0.95),
-    "b": _variant((8, 8, 10, 4), (20, 4), (80, 160, 384, 576), (6, 9), 98_012_968, 94_942_528, 16.7, 85.1, 0.975),
+    "xt": _variant((2, 2, 3, 2), (6, 2), (56, 112, 256, 336), (4, 6), 17_307_272, 16_453_712, 2.700, 82.7, 0.925),
+    "t": _variant((4, 4, 6, 2), (12, 2), (64, 128, 256, 512), (4, 8), 34_990_472, 33_467_040, 5.643, 84.2, 0.95),
+    "s": _variant((6, 6, 8, 3), (16, 3), (64, 128, 320, 512), (8, 16), 58_309_772, 56_156_452, 9.890, 84.8, 0.95),
+    "b": _variant((8, 8, 10, 4), (20, 4), (80, 160, 384, 576), (6, 9), 98_012_968, 94_942_528, 17.090, 85.1, 0.975),
 }  # fmt: skip
 
 #: From the authors' names of squeeze-and-excitation layers to ours.
-NAMES = ((r"(proj\.3|se_layer)\.proj\.1\.", r"\1.down."), (r"(proj\.3|se_layer)\.proj\.3\.(?=weight|bias)", r"\1.up."))
+NAMES = (
+    (r"(proj\.3|se_layer)\.proj\.1\.", r"\1.down."),
+    (r"(proj\.3|se_layer)\.proj\.3\.(?=weight|bias)", r"\1.up."),
+)
 
 
 class RepConvBlock(nn.Module):
@@ -259,7 +263,9 @@ class OverLoCK(Backbone):
         for i in range(4):
             here, rates = rates[: depth[i]], rates[depth[i] :]
             blocks = (
-                RepConvBlock(embed_dim[i], kernel_size[i], mlp_ratio[i], ls_init_value[i], res_scale, rate, deploy)
+                RepConvBlock(
+                    embed_dim[i], kernel_size[i], mlp_ratio[i], ls_init_value[i], res_scale, rate, deploy
+                )
                 for rate in here
             )
             self.add_module(f"blocks{i + 1}", nn.ModuleList(blocks))
@@ -310,7 +316,7 @@ class OverLoCK(Backbone):
         as it comes out: so the authors' networks for segmentation and detection were trained.
         """
         self.check_input(x)
-        maps = []
+        maps: list[torch.Tensor] = []
         for i in (1, 2, 3):
             x = getattr(self, f"patch_embed{i}")(maps[-1] if self.features_only and i == 3 else x)
             x = self._run(f"blocks{i}", x)
@@ -429,7 +435,9 @@ def _conv(before: int, after: int, stride: int) -> tuple[nn.Module, nn.Module]:
 
 
 def _reparam(dim: int, kernel_size: int, deploy: bool) -> DilatedReparamBlock:
-    return DilatedReparamBlock(dim, kernel_size, OVERLOCK_BRANCHES.get(_checks.integer("kernel_size", kernel_size, 5)), deploy=deploy)
+    return DilatedReparamBlock(
+        dim, kernel_size, OVERLOCK_BRANCHES.get(_checks.integer("kernel_size", kernel_size, 5)), deploy=deploy
+    )
 
 
 def _squeeze(dim: int) -> SqueezeExcite:

@@ -35,11 +35,11 @@ def _variant(depths: Sequence[int], width: int, kernels: Any, *figures: Any, **m
     arguments = {"depths": depths, "dims": tuple(width * 2**i for i in range(4))}
     if kernels is not None:
         arguments["kernel_sizes"] = kernels
-    parameters, deploy, gmacs, top1, *size = figures
-    return Variant(arguments, parameters, gmacs, top1, *size, deploy_parameters=deploy, **more)
+    parameters, deploy, gmacs, top1 = figures
+    return Variant(arguments, parameters, gmacs, top1, deploy_parameters=deploy, **more)
 
 
-LARGER = {"crop_pct": 1.0, "pretrained_on": "ImageNet-22K"}
+LARGER = {"input_size": 384, "crop_pct": 1.0, "pretrained_on": "ImageNet-22K"}
 VARIANTS = {
     "a": _variant((2, 2, 6, 2), 40, None, 4_649_060, 4_437_300, 0.640, 77.0),
     "f": _variant((2, 2, 6, 2), 48, None, 6_489_328, 6_235_216, 0.905, 78.6),
@@ -47,9 +47,9 @@ VARIANTS = {
     "n": _variant(N, 80, None, 18_818_880, 18_318_560, 2.767, 81.6),
     "t": _variant(T, 80, T_KERNELS, 31_693_420, 31_037_980, 4.899, 83.2),
     "s": _variant(S, 96, S_KERNELS, 56_456_704, 55_645_984, 9.094, 83.9),
-    "b": _variant(S, 128, S_KERNELS, 99_089_416, 98_008_456, 47.18, 87.4, 384, **LARGER),
-    "l": _variant(S, 192, S_KERNELS, 220_076_056, 218_454_616, 105.42, 87.9, 384, **LARGER),
-    "xl": _variant(S, 256, S_KERNELS, 388_690_984, 386_529_064, 186.77, 88.0, 384, **LARGER),
+    "b": _variant(S, 128, S_KERNELS, 99_089_416, 98_008_456, 47.18, 87.4, **LARGER),
+    "l": _variant(S, 192, S_KERNELS, 220_076_056, 218_454_616, 105.42, 87.9, **LARGER),
+    "xl": _variant(S, 256, S_KERNELS, 388_690_984, 386_529_064, 186.77, 88.0, **LARGER),
 }
 
 
@@ -96,8 +96,8 @@ class UniRepLKNetBlock(nn.Module):
         self.pwconv2 = nn.Sequential(nn.Linear(hidden, dim, bias=deploy), nn.Identity())
         if not deploy:
             self.pwconv2.append(nn.BatchNorm2d(dim))
-        scaled = layer_scale_init_value and not deploy
-        self.gamma = nn.Parameter(torch.full((dim,), float(layer_scale_init_value))) if scaled else None
+        scale = 0.0 if deploy else float(layer_scale_init_value or 0)
+        self.gamma = nn.Parameter(torch.full((dim,), scale)) if scale else None
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -197,7 +197,11 @@ class UniRepLKNet(Backbone):
         self.num_classes = 0 if features_only or num_classes is None else num_classes
         first = dims[0] // 2
         stem = nn.Sequential(
-            _halve(in_chans, first), LayerNorm2d(first), nn.GELU(), _halve(first, dims[0]), LayerNorm2d(dims[0])
+            _halve(in_chans, first),
+            LayerNorm2d(first),
+            nn.GELU(),
+            _halve(first, dims[0]),
+            LayerNorm2d(dims[0]),
         )
         self.downsample_layers = nn.ModuleList([stem])
         for before, after in zip(dims, dims[1:], strict=False):
@@ -233,7 +237,9 @@ class UniRepLKNet(Backbone):
         """The maps of the stages, finest first, up to index `stop`."""
         self.check_input(x)
         maps = []
-        for down, stage in list(zip(self.downsample_layers, self.stages, strict=True))[: None if stop is None else stop + 1]:
+        for down, stage in list(zip(self.downsample_layers, self.stages, strict=True))[
+            : None if stop is None else stop + 1
+        ]:
             x = down(x)
             if self.grad_checkpointing and x.requires_grad:
                 x = checkpoint_sequential(stage, len(stage), x, use_reentrant=False)
