@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from mercer._core import __version__
 
 if TYPE_CHECKING:
-    from mercer import catalog, density, nn, ops, private, ranking, reproduce, special
+    from mercer import catalog, density, lsh, nn, ops, private, ranking, reproduce, retrieval, special
     from mercer._backend import backend
     from mercer._versions import show_versions
 
-_SUBPACKAGES = frozenset({"catalog", "density", "nn", "ops", "private", "ranking", "reproduce", "special"})
+_SUBPACKAGES = frozenset(
+    {"catalog", "density", "lsh", "nn", "ops", "private", "ranking", "reproduce", "retrieval", "special"}
+)
 _FUNCTIONS = {"backend": "mercer._backend", "show_versions": "mercer._versions"}
 
 __all__ = [
@@ -23,11 +25,13 @@ __all__ = [
     "backend",
     "catalog",
     "density",
+    "lsh",
     "nn",
     "ops",
     "private",
     "ranking",
     "reproduce",
+    "retrieval",
     "show_versions",
     "special",
 ]

@@ -25,6 +25,23 @@ def log_kernel_sums(
     entropy: NDArray | None = None,
     threads: int | None = None,
 ) -> None: ...
+def neighborhood_attention(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    axes: list[tuple[int, int, int, int, bool]],
+    scale: float,
+    out: NDArray,
+    lse: NDArray,
+    threads: int | None = None,
+) -> None: ...
+def neighborhood_attention_gradients(
+    given: tuple[NDArray | None, ...],
+    wanted: tuple[NDArray, NDArray, NDArray],
+    axes: list[tuple[int, int, int, int, bool]],
+    scale: float,
+    threads: int | None = None,
+) -> None: ...
 def neighborhood_products(
     query: NDArray,
     key: NDArray,
@@ -45,6 +62,31 @@ def neighborhood_inverse(
     axes: list[tuple[int, int, int, int, bool]],
     out: NDArray,
     threads: int | None = None,
+) -> None: ...
+def lsh_bits(seed: int, stream: int, rows: int, columns: int) -> NDArray: ...
+def lsh_cross_polytope(
+    x: NDArray,
+    rotations: NDArray,
+    fast: bool,
+    hashes: int,
+    axes: int,
+    out: NDArray,
+    threads: int | None = None,
+) -> None: ...
+def lsh_e2(
+    x: NDArray,
+    directions: NDArray,
+    shifts: NDArray,
+    width: float,
+    out: NDArray,
+    threads: int | None = None,
+) -> None: ...
+def lsh_minhash(
+    items: NDArray, offsets: NDArray, orders: NDArray, out: NDArray, threads: int | None = None
+) -> None: ...
+def lsh_normals(seed: int, stream: int, rows: int, columns: int) -> NDArray: ...
+def lsh_simhash(
+    x: NDArray, planes: NDArray, gray: bool, out: NDArray, threads: int | None = None
 ) -> None: ...
 def num_threads() -> int: ...
 def simd_level() -> str: ...

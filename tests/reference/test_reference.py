@@ -18,6 +18,10 @@ NOT_CHECKED |= {f"{law}_spectrum" for law in ("isotropic", "powerlaw", "random",
 NOT_CHECKED |= {"y", "kX", "kY", "omega", "phase", "uniform_noise", "geometric_noise", "expsum_z"}
 NOT_CHECKED |= {f"expsum_{step}_j" for step in ("1.0", "0.5", "0.25")}
 NOT_CHECKED |= {"X", "data", "mi_cc_sub_03"}
+NOT_CHECKED |= {f"{way}_projection" for way in ("sblocal", "sbsmyrf", "performer")}
+NOT_CHECKED |= {f"sbsmyrf_{side}_positions" for side in "qk"}
+# Twice the widest bar of the others, and of the cases that another implementation gave in float32.
+CHANGE, WIDER = 4e-6, {"01-scatterbrain": 1e-2}
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -43,8 +47,10 @@ def test_a_table_with_one_value_changed_fails(path, name, tmp_path):
     with np.load(path.with_suffix(".npz")) as arrays:
         arrays = dict(arrays)
     largest = np.nanargmax(np.abs(arrays[name]))
-    arrays[name].flat[largest] *= 1 + 4e-6  # twice the widest bar
-    arrays[name].flat[largest] += 4e-6  # of what is small too
+    change = WIDER.get(path.parent.name, CHANGE)
+    arrays[name] = arrays[name].astype(float)
+    arrays[name].flat[largest] *= 1 + change
+    arrays[name].flat[largest] += change  # of what is small too
     np.savez(tmp_path / path.with_suffix(".npz").name, **arrays)
     ok, line = run.check(tmp_path / path.name)
     assert not ok and f"{name} " in line and "NOT <=" in line

@@ -8,13 +8,24 @@ torch's current stream: nothing is copied and nothing waits.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from mercer.nn import _dispatch
+from mercer.ops import _windows
 
-__all__ = ["OPTIONS", "contmix", "depthwise", "depthwise_weight", "log_bessel", "log_kernel_sums"]
+__all__ = [
+    "OPTIONS",
+    "log_bessel",
+    "log_kernel_sums",
+    "neighborhood",
+    "neighborhood_attention",
+    "neighborhood_attention_gradients",
+    "scatterbrain_tiles",
+]
 
 #: No contraction of a*b + c: the error-free transformations in the kernels count on it.
 OPTIONS = ("--std=c++17", "--fmad=false")
@@ -79,83 +90,142 @@ def log_kernel_sums(
     return torch.cat(out, 1)
 
 
-#: Of cuda/depthwise.cu: the tile, threads a block, taps a thread, and the shared memory every device has.
-TILE, DEPTHWISE_THREADS, DEPTHWISE_TAPS, SHARED = (32, 16), 256, 8, 48 << 10
+def neighborhood(name: str, left: torch.Tensor, right: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """One of the unfused operators on the device of `left`, by gathers of torch; see `_dispatch.neighborhood`."""
+    grid = _dispatch.grid_of(axes)
+    at = torch.from_numpy(_windows.indices(grid)).to(left.device)  # (n, window)
+    there, at = at >= 0, at.clamp(min=0)
+    flat_left, flat_right = left.flatten(2, -2), right.flatten(2, -2)
+    if name == "products":
+        out = torch.stack([(flat_left * flat_right[:, :, s]).sum(-1) for s in at.T], -1) * there
+        return out.view(*left.shape[:-1], -1)
+    weights = flat_left * there
+    out = torch.zeros_like(flat_right)
+    for slot, s in enumerate(at.T):
+        if name == "aggregate":
+            out += weights[..., slot, None] * flat_right[:, :, s]
+        else:
+            out.index_add_(2, s, weights[..., slot, None] * flat_right)
+    return out.view(right.shape)
 
 
-def depthwise_fits(kh: int, kw: int, dilation: int, dtype: torch.dtype) -> bool:
-    """Whether a tile with its border and the kernel fit into shared memory."""
-    return _depthwise_room(kh, kw, dilation, dtype, TILE[0] * TILE[1]) <= SHARED and kh * kw <= 2048
-
-
-def _depthwise_room(kh: int, kw: int, dilation: int, dtype: torch.dtype, beside: int) -> int:
-    tile = (TILE[0] + (kw - 1) * dilation) * (TILE[1] + (kh - 1) * dilation)
-    return (tile + max(beside, kh * kw)) * dtype.itemsize
-
-
-def depthwise(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, turned: bool, dilation: int
-) -> torch.Tensor:
-    """On the device of `x`; see :func:`mercer.nn._dispatch.depthwise`."""
-    like, x, weight = x, x.contiguous(), weight.contiguous()
-    (batch, channels, height, width), (kh, kw) = x.shape, weight.shape[2:]
-    out = torch.empty_like(x)
-    b = x.new_zeros(1) if bias is None else bias.contiguous()
-    tiles = -(-width // TILE[0]) * -(-height // TILE[1])
-    sizes = (channels, height, width, kh, kw, dilation, int(turned), int(bias is not None))
-    room = _depthwise_room(kh, kw, dilation, x.dtype, kh * kw)
-    pointers = tuple(t.data_ptr() for t in (x, weight, b, out))
-    _run("depthwise", "depthwise", x, (batch * channels, tiles), DEPTHWISE_THREADS, (*pointers, *sizes), room)
-    return torch.empty_like(like).copy_(out) if out.stride() != torch.empty_like(like).stride() else out
-
-
-def depthwise_weight(x: torch.Tensor, grad: torch.Tensor, kh: int, kw: int, dilation: int) -> torch.Tensor:
-    """On the device of `x`; see :func:`mercer.nn._dispatch.depthwise_weight`."""
-    x, grad = x.contiguous(), grad.contiguous()
-    batch, channels, height, width = x.shape
-    # Slices of the batch until every multiprocessor has some blocks.
-    wanted = 4 * torch.cuda.get_device_properties(x.device).multi_processor_count
-    slices = max(1, min(batch, -(-wanted // channels)))
-    out = x.new_empty(slices, channels, 1, kh, kw)
-    room = _depthwise_room(kh, kw, dilation, x.dtype, TILE[0] * TILE[1])
-    arguments = (
-        x.data_ptr(),
-        grad.data_ptr(),
-        out.data_ptr(),
-        batch,
-        channels,
-        height,
-        width,
-        kh,
-        kw,
-        dilation,
+def neighborhood_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, axes: Sequence[int], scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """On the device of `query`; see `_dispatch.neighborhood_attention`. float64 runs on the CPU."""
+    _check_columns(query, value)
+    if query.dtype == torch.float64:
+        out, lse = _dispatch.neighborhood_attention(query.cpu(), key.cpu(), value.cpu(), axes, scale)
+        return out.to(query.device), lse.to(query.device)
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    out = query.new_empty(*query.shape[:-1], value.shape[-1])
+    lse = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+    geometry = _geometry(query, key, value, axes)
+    arguments = [t.data_ptr() for t in (query, key, value, out, lse, geometry)]
+    _launch_tiles(
+        "neighborhood", "forward", query, _blocks(axes, 32), query.shape[-2], (*arguments, float(scale))
     )
-    _run("depthwise", "depthwise_weight", x, (channels, slices), DEPTHWISE_THREADS, arguments, room)
-    return out.sum(0)
+    return out, lse
 
 
-def contmix(logits: torch.Tensor, bias: torch.Tensor, value: torch.Tensor, k: int) -> torch.Tensor:
-    """Softmax of logits (B, g, H, W, k k) + relative bias, applied to value (B, g, H, W, c); no gradient."""
-    logits, bias, value = (t.contiguous() for t in (logits, bias, value))
-    _, groups, height, width, channels = value.shape
-    out, pixels = torch.empty_like(value), value.numel() // channels
-    pointers = tuple(t.data_ptr() for t in (logits, bias, value, out))
-    arguments = (*pointers, pixels, groups, height, width, k, channels)
-    _run("contmix", "contmix", value, (-(-pixels // 4),), 128, arguments, 0)
-    return out
+def neighborhood_attention_gradients(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    axes: Sequence[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """On the device of `query`; see `_dispatch.neighborhood_attention_gradients`."""
+    if query.dtype == torch.float64:
+        given = [None if t is None else t.cpu() for t in (query, key, value, out, lse, grad, grad_lse)]
+        found = _dispatch.neighborhood_attention_gradients(*given, axes, scale)  # type: ignore[arg-type]
+        return tuple(t.to(query.device) for t in found)  # type: ignore[return-value]
+    query, key, value, grad = (t.contiguous() for t in (query, key, value, grad))
+    shift = (out.float() * grad.float()).sum(-1)
+    if grad_lse is not None:
+        shift = shift - grad_lse
+    shift, lse = shift.contiguous(), lse.contiguous()
+    by_query, by_key, by_value = (torch.empty_like(t) for t in (query, key, value))
+    geometry = _geometry(query, key, value, axes)
+    common = [t.data_ptr() for t in (query, key, value, grad, lse, shift)]
+    blocks, last = _blocks(axes, 16), (geometry.data_ptr(), float(scale))
+    _launch_tiles(
+        "neighborhood", "by_query", query, blocks, query.shape[-2], (*common, by_query.data_ptr(), *last)
+    )
+    to = (by_key.data_ptr(), by_value.data_ptr())
+    _launch_tiles("neighborhood", "by_key", query, blocks, key.shape[-2], (*common, *to, *last))
+    return by_query, by_key, by_value
 
 
-def _run(
-    family: str, name: str, like: torch.Tensor, grid: tuple, block: int, arguments: tuple, room: int
+def scatterbrain_tiles(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    features: tuple[torch.Tensor, torch.Tensor] | None,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    count: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the tiles of a support add to each of their queries, (N, tiles, a) and twice (N, tiles, a, D): the largest score,
+    the sums of A v relative to its exponential, and those of phi·phi v. float32; count 0 is a pair that does not count."""
+    n, (tiles, a, b) = len(q), count.shape[1:]
+    m = 0 if features is None else features[0].shape[-1]
+    top = q.new_empty(n, tiles, a)
+    exact, low = q.new_empty(n, tiles, a, v.shape[-1]), q.new_zeros(n, tiles, a, v.shape[-1])
+    fq, fk = (q, k) if features is None else (t.contiguous() for t in features)
+    tensors = [
+        t.contiguous() for t in (q, k, v, fq, fk, queries, keys, count.to(torch.int8), top, exact, low)
+    ]
+    shared = [int(len(t) == n and n > 1) for t in (queries, keys, count)]
+    numbers = (q.shape[1], k.shape[1], q.shape[-1], v.shape[-1], m, tiles, a, b, *shared, float(temperature))
+    pieces = -(-a // 32)
+    _launch_tiles(
+        "scatterbrain", "tiles", q, tiles * pieces, n, (*(t.data_ptr() for t in tensors), *numbers), one=True
+    )
+    return top, exact, low
+
+
+def _check_columns(query: torch.Tensor, value: torch.Tensor) -> None:
+    if max(query.shape[-1], value.shape[-1]) > 128:
+        raise ValueError(f"query must have at most 128 columns a head on a GPU, got {query.shape[-1]}")
+
+
+def _geometry(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, axes: Sequence[int]
+) -> torch.Tensor:
+    """The sizes, as cuda/neighborhood.cu wants them."""
+    missing = [1, 1, 1, 1, 0] * (3 - len(axes) // 5)
+    sizes = [len(query), query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1]]
+    return torch.tensor([*sizes, *missing, *axes], dtype=torch.int64).to(query.device)
+
+
+def _blocks(axes: Sequence[int], tile: int) -> int:
+    lengths, last = axes[0::5], axes[-5:]
+    lines = math.prod(lengths[:-1]) * last[3]
+    return lines * -(-(-(-last[0] // last[3])) // tile)
+
+
+def _launch_tiles(
+    family: str, kernel: str, like: torch.Tensor, blocks: int, heads: int, arguments: tuple, one: bool = False
 ) -> None:
-    """Launch a kernel for the dtype of `like` on its device and torch's current stream."""
     import cupy
 
-    device = like.device.index or 0
-    kernel = _module(family, device).get_function(f"{name}_{'f64' if like.dtype == torch.float64 else 'f32'}")
-    stream = torch.cuda.current_stream(like.device)
-    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream.cuda_stream, device):
-        kernel(grid, (block,), arguments, shared_mem=room)
+    index = like.device.index or 0
+    kinds = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+    name = kernel if one else f"{kernel}_{kinds[like.dtype]}"
+    run = _module(family, index).get_function(name)
+    rows = heads if one else len(like) * heads
+    if rows > 65535:
+        raise ValueError(f"query must have at most 65535 problems (batch x heads) on a GPU, got {rows}")
+    if blocks and rows:
+        stream = torch.cuda.current_stream(like.device)
+        with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream.cuda_stream, index):
+            run((blocks, rows), (128,), arguments)
 
 
 def _refuse_bad(name: str, v: torch.Tensor, x: torch.Tensor) -> None:

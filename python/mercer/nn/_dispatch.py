@@ -9,33 +9,21 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+import mercer.ops.neighborhood as _neighborhood
 from mercer import _core, density, special
 from mercer._backend import is_reference
 from mercer.ops import _windows
-from mercer.ops import depthwise as _depthwise
-from mercer.ops import neighborhood as _neighborhood
 from mercer.special import _reference
 
 __all__ = [
-    "context_mixing",
     "cuda_source",
-    "depthwise",
-    "depthwise_choice",
-    "depthwise_on_cuda",
-    "depthwise_weight",
     "log_bessel",
     "log_kernel_sums",
     "neighborhood",
-    "num_threads",
+    "neighborhood_attention",
+    "neighborhood_attention_gradients",
     "ratio_inverse",
-    "simd_level",
 ]
-
-
-#: Below so many taps cuDNN is as fast.
-CUDA_TAPS = 121
-#: Below so many taps torch's own forward loops are faster on the CPU.
-DIRECT_TAPS = 81
 
 
 def cuda_source(family: str) -> str:
@@ -109,89 +97,47 @@ def neighborhood(name: str, left: torch.Tensor, right: torch.Tensor, axes: Seque
     return torch.from_numpy(out).to(right)
 
 
-def depthwise(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    turned: bool,
-    dilation: int = 1,
-    method: str = "auto",
-) -> torch.Tensor:
-    """Depthwise convolution of (B, C, H, W) with (C, 1, kh, kw), "same" padding, like `x`; turned round on request."""
-    if x.device.type == "cuda":
+def neighborhood_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, axes: Sequence[int], scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, X..., H, D), (B, X..., Hk, D), (B, X..., Hk, Dv) -> (B, X..., H, Dv) of their dtype, and the log-sum-exp
+    (B, X..., H) in float32 or float64."""
+    if query.device.type == "cuda" and not is_reference():
         from mercer.nn import _cuda
 
-        return _cuda.depthwise(x, weight, bias, turned, dilation)
-    if method == "auto":
-        method = depthwise_choice(x, weight, dilation)
-    if method == "torch":
-        w = weight.flip(2, 3) if turned else weight
-        pad = [k // 2 * dilation for k in weight.shape[2:]]
-        y = torch.nn.functional.conv2d(x, w, bias, padding=pad, dilation=dilation, groups=weight.shape[0])
-        out = torch.empty_like(x)  # whose strides a compiler was promised
-        return y if y.stride() == out.stride() else out.copy_(y)
-    out = torch.empty_like(x)
-    b = None if bias is None else _array(bias)
-    _depthwise.depthwise_convolution(
-        _array(x), _array(weight)[:, 0], b, turned=turned, dilation=dilation, method=method, out=out.numpy()
-    )
-    return out
+        return _cuda.neighborhood_attention(query, key, value, axes, scale)
+    q, k, v = (_array(_wide(t)) for t in (query, key, value))
+    out, lse = _neighborhood.attention(q, k, v, grid_of(axes), scale)
+    return torch.from_numpy(out).to(query), torch.from_numpy(lse).to(query.device)
 
 
-def depthwise_weight(
-    x: torch.Tensor, grad: torch.Tensor, kh: int, kw: int, dilation: int = 1, method: str = "auto"
-) -> torch.Tensor:
-    """The gradient (C, 1, kh, kw) of the kernels of :func:`depthwise`."""
-    if x.device.type == "cuda":
+def neighborhood_attention_gradients(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    axes: Sequence[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value."""
+    if query.device.type == "cuda" and not is_reference():
         from mercer.nn import _cuda
 
-        return _cuda.depthwise_weight(x, grad, kh, kw, dilation)
-    found = _depthwise.depthwise_weight_gradient(
-        _array(x), _array(grad), (kh, kw), dilation=dilation, method=method
-    )
-    return torch.from_numpy(found)[:, None]
+        return _cuda.neighborhood_attention_gradients(
+            query, key, value, out, lse, grad, grad_lse, axes, scale
+        )
+    q, k, v, o, log, g = (_array(_wide(t)) for t in (query, key, value, out, lse, grad))
+    by_lse = None if grad_lse is None else _array(grad_lse)
+    found = _neighborhood.attention_gradients(q, k, v, o, log, g, by_lse, grid_of(axes), scale)
+    by_q, by_k, by_v = (torch.from_numpy(d).to(t) for d, t in zip(found, (query, key, value), strict=True))
+    return by_q, by_k, by_v
 
 
-def depthwise_on_cuda(kh: int, kw: int, dilation: int, dtype: torch.dtype) -> bool:
-    """Whether mercer's CUDA kernel takes this size: large enough to matter, and within shared memory."""
-    from mercer.nn import _cuda
-
-    return kh * kw >= CUDA_TAPS and _cuda.depthwise_fits(kh, kw, dilation, dtype)
-
-
-def context_mixing(
-    logits: torch.Tensor, bias: torch.Tensor, value: torch.Tensor, k: int
-) -> torch.Tensor | None:
-    """Softmax(logits + relative bias) applied to `value` by one kernel; None where there is none, or for a gradient."""
-    tensors = (logits, bias, value)
-    if value.device.type != "cuda" or is_reference() or value.dtype not in (torch.float32, torch.float64):
-        return None
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return None
-    from mercer.nn import _cuda
-
-    return _cuda.contmix(logits.to(value.dtype), bias.to(value.dtype), value, k)
-
-
-def depthwise_choice(x: torch.Tensor, weight: torch.Tensor, dilation: int = 1) -> str:
-    """What :func:`depthwise` runs on the CPU: "direct", "fourier" or, for small dense kernels, "torch"."""
-    kh, kw = weight.shape[2:]
-    if dilation > 1:
-        return "direct"
-    if kh * kw < DIRECT_TAPS:
-        return "torch"
-    batch, channels, height, width = x.shape
-    return _depthwise.depthwise_method((batch, channels, height, width), (kh, kw))
-
-
-def simd_level() -> str:
-    """The vector instructions in use."""
-    return _core.simd_level()
-
-
-def num_threads() -> int:
-    """The number of threads in use."""
-    return _core.num_threads()
+def _wide(t: torch.Tensor) -> torch.Tensor:
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
 
 
 def grid_of(axes: Sequence[int]) -> list[_windows.Axis]:

@@ -31,11 +31,8 @@ def inverse(weights: np.ndarray, rows: np.ndarray, grid: Sequence[Axis]) -> np.n
     for slot in range(at.shape[1]):
         seen = at[:, slot] >= 0
         # A slot's keys repeat at borders: add.at, not +=.
-        np.add.at(
-            out,
-            (slice(None), slice(None), at[seen, slot]),
-            weights[:, :, seen, slot, None] * rows[:, :, seen],
-        )
+        for b, h in np.ndindex(*rows.shape[:2]):
+            np.add.at(out[b, h], at[seen, slot], weights[b, h, seen, slot, None] * rows[b, h, seen])
     return out
 
 

@@ -2,9 +2,10 @@
 
 Hassani, Hwu and Shi, "Faster Neighborhood Attention" (NeurIPS 2024), with the even windows and strides of its successor
 (arXiv 2504.16922). Per axis of length n, with window k, stride s and dilation d, a query at i belongs to the dilation
-group g = i mod d of m tokens, at j = i div d. Not causal: with the leader l = min(j div s · s + s div 2, m - 1), it sees
-the positions a … a + k - 1 of its group, a = clamp(l - k div 2, 0, m - k): shifted at borders, never cut. Causal: with
-l = min(j div s · s + s - 1, m - 1), the positions max(l - k + 1, 0) … j. A neighborhood is the product of its axes'.
+group g = i mod d of m tokens, at j = i div d. Not causal: with the leader l = min(j div s · s + s div 2, m -
+1), it sees the positions a … a + k - 1 of its group, a = clamp(l - k div 2, 0, m - k): shifted at borders,
+never cut. Causal: with l = min(j div s · s + s - 1, m - 1), the positions max(l - k + 1, 0) … j. A neighborhood
+is the product of its axes'.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ import numpy as np
 
 from mercer import _checks
 
-__all__ = ["Axis", "axes", "axis_positions", "flat", "indices", "mask", "positions"]
+__all__ = [
+    "Axis",
+    "axes",
+    "axis_positions",
+    "check_additional",
+    "flat",
+    "indices",
+    "mask",
+    "of_attention",
+    "positions",
+]
 
 #: length, window, stride, dilation, causal
 Axis = tuple[int, int, int, int, bool]
@@ -53,6 +64,61 @@ def axes(
                 f"kernel_size x dilation must be <= the {n} tokens of axis {axis}, got {k} x {d} = {k * d}"
             )
     return list(zip(map(int, lengths), windows, strides, dilations, flags, strict=True))
+
+
+Shape = tuple[int, ...]
+
+
+def of_attention(
+    rank: int, query: Shape, key: Shape, value: Shape, how: tuple, scale: float | None
+) -> tuple[list[Axis], float]:
+    """The axes and the scale of an attention with heads last, from the shapes of its arrays.
+
+    Raises:
+        TypeError, ValueError: Shapes that do not agree, a scale that is not finite; as :func:`axes`.
+    """
+    for name, shape in (("query", query), ("key", key), ("value", value)):
+        if len(shape) != rank + 3:
+            raise ValueError(f"{name} must be (B, X..., H, D) with {rank} axes X, got shape {tuple(shape)}")
+        if 0 in shape[-2:]:
+            raise ValueError(f"{name} must have heads and columns, got shape {tuple(shape)}")
+    if key[:-2] != query[:-2] or key[-1] != query[-1]:
+        raise ValueError(
+            f"key must have the batch, axes and columns of query {tuple(query)}, got shape {tuple(key)}"
+        )
+    if query[-2] % key[-2]:
+        raise ValueError(f"query must have a multiple of the {key[-2]} heads of key, got {query[-2]}")
+    if value[:-1] != key[:-1]:
+        raise ValueError(
+            f"value must have the batch, axes and heads of key {tuple(key)}, got shape {tuple(value)}"
+        )
+    return axes(query[1:-2], *how), scale_of(scale, query[-1])
+
+
+def scale_of(scale: float | None, columns: int) -> float:
+    """What products are multiplied by: columns^(-1/2) where it is None."""
+    if scale is None:
+        return columns**-0.5
+    if isinstance(scale, bool) or not isinstance(scale, int | float | np.floating | np.integer):
+        raise TypeError(f"scale must be None or a finite number, got {scale!r}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be None or a finite number, got {scale}")
+    return float(scale)
+
+
+def check_additional(key: Shape, value: Shape, keys: Shape | None, values: Shape | None) -> None:
+    """Refuse additional keys and values (B, E, Hk, D) that do not go with the others."""
+    if (keys is None) != (values is None):
+        missing, there = ("keys", "values") if keys is None else ("values", "keys")
+        raise ValueError(f"additional_{missing} must come with additional_{there}, got None")
+    if keys is None or values is None:
+        return
+    if len(keys) != 4 or keys[1] < 1 or (keys[0], *keys[2:]) != (key[0], *key[-2:]):
+        raise ValueError(
+            f"additional_keys must be ({key[0]}, E >= 1, {key[-2]}, {key[-1]}), got shape {tuple(keys)}"
+        )
+    if (*values[:-1], values[-1]) != (*keys[:-1], value[-1]):
+        raise ValueError(f"additional_values must be {(*keys[:-1], value[-1])}, got shape {tuple(values)}")
 
 
 def flat(grid: Sequence[Axis]) -> list[int]:

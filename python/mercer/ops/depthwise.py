@@ -129,6 +129,11 @@ def depthwise_method(shape: tuple[int, int, int, int], kernel_size: tuple[int, i
     return _core.depthwise_method(list(shape), _size(kernel_size))
 
 
+def machine() -> str:
+    """The vector instructions and the number of threads in use."""
+    return f"{_core.simd_level()}, {_core.num_threads()} threads"
+
+
 def _reference(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, dilation: int) -> np.ndarray:
     y = np.einsum("ncijab,cab->ncij", _windows_of(x, kernel.shape[1], kernel.shape[2], dilation), kernel)
     return y if bias is None else y + bias[:, None, None]

@@ -5,6 +5,7 @@ mod density;
 mod depthwise;
 mod directional;
 mod interrupt;
+mod lsh;
 mod neighborhood;
 mod private;
 mod ranking;
@@ -24,7 +25,12 @@ mod _core {
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
     #[pymodule_export]
-    use super::neighborhood::{neighborhood_aggregate, neighborhood_inverse, neighborhood_products};
+    use super::lsh::{lsh_bits, lsh_cross_polytope, lsh_e2, lsh_minhash, lsh_normals, lsh_simhash};
+    #[pymodule_export]
+    use super::neighborhood::{
+        neighborhood_aggregate, neighborhood_attention, neighborhood_attention_gradients, neighborhood_inverse,
+        neighborhood_products,
+    };
     #[pymodule_export]
     use super::private::{
         FourierFeatures, PrivateTreeSums, private_count, private_noise, private_sum_up, public_normals,
@@ -43,6 +49,8 @@ mod _core {
         ("depthwise", include_str!("../../../cuda/depthwise.cu")),
         ("kernel_sum", include_str!("../../../cuda/kernel_sum.cu")),
         ("log_bessel", include_str!("../../../cuda/log_bessel.cu")),
+        ("neighborhood", include_str!("../../../cuda/neighborhood.cu")),
+        ("scatterbrain", include_str!("../../../cuda/scatterbrain.cu")),
     ];
 
     /// The CUDA source of a kernel family.

@@ -3,7 +3,7 @@
 use std::num::NonZero;
 
 use mercer_core::cancel::{Cancel, Cancelled};
-use mercer_core::neighborhood::{self, Axis, Grid, Layout, Shape, Strided};
+use mercer_core::neighborhood::{self, Axis, Gradients, Grid, Inputs, Layout, Shape, Strided};
 use mercer_core::pool;
 use numpy::{PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -93,6 +93,139 @@ pub fn neighborhood_products(
     match (&query, &key, out) {
         (Array::Float32(query), Array::Float32(key), ArrayOut::Float32(out)) => go!(query, key, out),
         (Array::Float64(query), Array::Float64(key), ArrayOut::Float64(out)) => go!(query, key, out),
+        _ => Err(mixed()),
+    }
+}
+
+/// A shape from arrays with heads last.
+fn shape_of_attention(query: &[usize], key: &[usize], value: &[usize], axes: &Axes) -> PyResult<Shape> {
+    let grid = grid(axes)?;
+    let r = axes.len();
+    agree("rank", query.len() == r + 3 && key.len() == r + 3 && value.len() == r + 3)?;
+    agree("axes", query[1..=r].iter().zip(axes).all(|(size, axis)| *size == axis.0))?;
+    agree("key", query[..=r] == key[..=r] && query[r + 2] == key[r + 2])?;
+    agree("value", key[..r + 2] == value[..r + 2])?;
+    let (heads, kv_heads) = (query[r + 1], key[r + 1]);
+    agree("heads", kv_heads > 0 && heads > 0 && heads.is_multiple_of(kv_heads))?;
+    agree("columns", query[r + 2] > 0 && value[r + 2] > 0)?;
+    Ok(Shape { batch: query[0], heads, kv_heads, dim: query[r + 2], value_dim: value[r + 2], grid })
+}
+
+fn heads_last<T>(data: &[T], heads: usize, columns: usize, tokens: usize) -> Strided<'_, T> {
+    Strided { data, layout: Layout::heads_last(tokens, heads, columns) }
+}
+
+/// The attention and its log-sum-exp; heads last.
+#[pyfunction]
+#[pyo3(signature = (query, key, value, axes, scale, out, lse, threads=None))]
+#[allow(clippy::too_many_arguments)]
+pub fn neighborhood_attention(
+    py: Python<'_>,
+    query: Array<'_>,
+    key: Array<'_>,
+    value: Array<'_>,
+    axes: Axes,
+    scale: f64,
+    out: ArrayOut<'_>,
+    lse: ArrayOut<'_>,
+    threads: Option<NonZero<usize>>,
+) -> PyResult<()> {
+    macro_rules! go {
+        ($q:expr, $k:expr, $v:expr, $out:expr, $lse:expr) => {{
+            let shape = shape_of_attention($q.shape(), $k.shape(), $v.shape(), &axes)?;
+            let (tokens, mut out, mut lse) = (shape.grid.tokens(), $out, $lse);
+            agree("out", out.len() == shape.batch * tokens * shape.heads * shape.value_dim)?;
+            agree("lse", lse.len() == shape.batch * tokens * shape.heads)?;
+            let inputs = Inputs {
+                query: heads_last($q.as_slice()?, shape.heads, shape.dim, tokens),
+                key: heads_last($k.as_slice()?, shape.kv_heads, shape.dim, tokens),
+                value: heads_last($v.as_slice()?, shape.kv_heads, shape.value_dim, tokens),
+                scale,
+            };
+            let (out, lse) = (out.as_slice_mut()?, lse.as_slice_mut()?);
+            let layout = Layout::heads_last(tokens, shape.heads, shape.value_dim);
+            run(py, shape, threads, |cancel| neighborhood::forward(shape, inputs, (out, layout), lse, cancel))
+        }};
+    }
+    match (&query, &key, &value, out, lse) {
+        (Array::Float32(q), Array::Float32(k), Array::Float32(v), ArrayOut::Float32(o), ArrayOut::Float32(l)) => {
+            go!(q, k, v, o, l)
+        }
+        (Array::Float64(q), Array::Float64(k), Array::Float64(v), ArrayOut::Float64(o), ArrayOut::Float64(l)) => {
+            go!(q, k, v, o, l)
+        }
+        _ => Err(mixed()),
+    }
+}
+
+/// Query, key, value, out, lse, its gradient or None, and that of out, of one dtype.
+type Given<'py, T> = (
+    PyReadonlyArrayDyn<'py, T>,
+    PyReadonlyArrayDyn<'py, T>,
+    PyReadonlyArrayDyn<'py, T>,
+    PyReadonlyArrayDyn<'py, T>,
+    PyReadonlyArrayDyn<'py, T>,
+    Option<PyReadonlyArrayDyn<'py, T>>,
+    PyReadonlyArrayDyn<'py, T>,
+);
+/// Where the gradients of query, key and value go.
+type Wanted<'py, T> = (PyReadwriteArrayDyn<'py, T>, PyReadwriteArrayDyn<'py, T>, PyReadwriteArrayDyn<'py, T>);
+
+#[derive(FromPyObject)]
+pub enum GivenArrays<'py> {
+    Float32(Given<'py, f32>),
+    Float64(Given<'py, f64>),
+}
+
+#[derive(FromPyObject)]
+pub enum WantedArrays<'py> {
+    Float32(Wanted<'py, f32>),
+    Float64(Wanted<'py, f64>),
+}
+
+/// The gradients of the attention; `given` is (query, key, value, out, lse, grad_lse or None, grad), `wanted` where those
+/// of query, key and value go.
+#[pyfunction]
+#[pyo3(signature = (given, wanted, axes, scale, threads=None))]
+pub fn neighborhood_attention_gradients(
+    py: Python<'_>,
+    given: GivenArrays<'_>,
+    wanted: WantedArrays<'_>,
+    axes: Axes,
+    scale: f64,
+    threads: Option<NonZero<usize>>,
+) -> PyResult<()> {
+    macro_rules! go {
+        ($given:expr, $wanted:expr) => {{
+            let (q, k, v, out, lse, grad_lse, grad) = $given;
+            let (mut by_q, mut by_k, mut by_v) = $wanted;
+            let shape = shape_of_attention(q.shape(), k.shape(), v.shape(), &axes)?;
+            let tokens = shape.grid.tokens();
+            let rows = shape.batch * tokens * shape.heads;
+            agree("out", out.len() == rows * shape.value_dim && grad.len() == out.len())?;
+            agree("lse", lse.len() == rows && grad_lse.as_ref().is_none_or(|g| g.len() == rows))?;
+            agree("wanted", by_q.len() == q.len() && by_k.len() == k.len() && by_v.len() == v.len())?;
+            let inputs = Inputs {
+                query: heads_last(q.as_slice()?, shape.heads, shape.dim, tokens),
+                key: heads_last(k.as_slice()?, shape.kv_heads, shape.dim, tokens),
+                value: heads_last(v.as_slice()?, shape.kv_heads, shape.value_dim, tokens),
+                scale,
+            };
+            let gradients = Gradients {
+                out: heads_last(out.as_slice()?, shape.heads, shape.value_dim, tokens),
+                lse: lse.as_slice()?,
+                grad: heads_last(grad.as_slice()?, shape.heads, shape.value_dim, tokens),
+                grad_lse: grad_lse.as_ref().map(|g| g.as_slice()).transpose()?,
+                query: by_q.as_slice_mut()?,
+                key: by_k.as_slice_mut()?,
+                value: by_v.as_slice_mut()?,
+            };
+            run(py, shape, threads, |cancel| neighborhood::backward(shape, inputs, gradients, cancel))
+        }};
+    }
+    match (given, wanted) {
+        (GivenArrays::Float32(given), WantedArrays::Float32(wanted)) => go!(given, wanted),
+        (GivenArrays::Float64(given), WantedArrays::Float64(wanted)) => go!(given, wanted),
         _ => Err(mixed()),
     }
 }

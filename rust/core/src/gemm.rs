@@ -223,16 +223,32 @@ impl<T: Element> Tile<'_, T> {
     /// If the sides do not fit.
     #[inline(always)]
     pub fn columns<L: Lanes, K: Term>(self, columns: std::ops::Range<usize>, term: K) {
+        let vectors = self.of.len() * WIDE;
+        self.vectors::<L, K>(columns, vectors, term);
+    }
+
+    /// As [`compute`](Self::compute), but without the vectors that hold no row: where panels are few and half empty.
+    ///
+    /// # Panics
+    /// If the sides do not fit.
+    #[inline(always)]
+    pub fn compute_rows<L: Lanes, K: Term>(self, term: K) {
+        let rows = self.panels.rows.min(self.of.end * self.panels.width) - self.of.start * self.panels.width;
+        let all = 0..self.panels.columns;
+        self.vectors::<L, K>(all, rows.div_ceil(T::Of::<L>::SIZE), term);
+    }
+
+    #[inline(always)]
+    fn vectors<L: Lanes, K: Term>(self, columns: std::ops::Range<usize>, vectors: usize, term: K) {
         let Self { a, rows, panels, of, to, stride } = self;
         let (depth, width) = (panels.columns, panels.width);
         assert!(columns.start < columns.end && columns.end <= depth && rows > 0);
         assert_eq!(width, WIDE * T::Of::<L>::SIZE, "packed for these vectors");
-        let count = of.len();
-        assert!(of.end * width * depth <= panels.data.len() && count * width <= stride);
+        assert!(of.end * width * depth <= panels.data.len() && vectors * T::Of::<L>::SIZE <= stride);
         let a = View { data: &a.data[columns.start * a.column..], ..a };
         let data = &panels.data[of.start * width * depth + columns.start * width..of.end * width * depth];
         let b = View { data, row: width * depth, column: width };
-        sums::<L, T, K>((rows, columns.len(), count * WIDE), a, b, to, stride, term);
+        sums::<L, T, K>((rows, columns.len(), vectors), a, b, to, stride, term);
     }
 }
 

@@ -7,6 +7,7 @@ pub mod directional;
 pub mod gemm;
 pub mod hadamard;
 pub mod lanes;
+pub mod lsh;
 pub mod neighborhood;
 pub mod pool;
 pub mod private;

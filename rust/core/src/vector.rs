@@ -42,6 +42,8 @@ pub trait Vector<T: Real>:
     fn power_of_two(self) -> Self;
     /// The square root of what is at least 0.
     fn root(self) -> Self;
+    /// Bit i says whether lane i is greater than 0.
+    fn positive(self) -> u32;
 
     /// The sum of the lanes, in order.
     #[inline(always)]
@@ -159,6 +161,10 @@ impl Vector<f64> for f64 {
     fn root(self) -> Self {
         self.sqrt()
     }
+    #[inline(always)]
+    fn positive(self) -> u32 {
+        u32::from(self > 0.0)
+    }
 }
 
 /// What an exponential in single precision clamps its argument to (-708 is that in double): the result stays
@@ -226,6 +232,10 @@ impl Vector<f32> for f32 {
     fn root(self) -> Self {
         self.sqrt()
     }
+    #[inline(always)]
+    fn positive(self) -> u32 {
+        u32::from(self > 0.0)
+    }
 }
 
 /// Two vectors as one, whose operations fill each other's waiting.
@@ -287,6 +297,10 @@ impl<T: Real, V: Vector<T>> Vector<T> for Two<V> {
         Self(self.0.root(), self.1.root())
     }
     #[inline(always)]
+    fn positive(self) -> u32 {
+        self.0.positive() | self.1.positive() << V::SIZE
+    }
+    #[inline(always)]
     fn total(self) -> f64 {
         (self.0 + self.1).total()
     }
@@ -324,7 +338,7 @@ pub(crate) mod x86 {
 
     macro_rules! vector {
         ($name:ident, $t:ty, $size:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
-         $min:ident, $max:ident, $sqrt:ident, $power:expr) => {
+         $min:ident, $max:ident, $sqrt:ident, $power:expr, $positive:expr) => {
             impl Vector<$t> for $name {
                 const SIZE: usize = $size;
                 const ROWS: usize = $rows;
@@ -368,6 +382,10 @@ pub(crate) mod x86 {
                     // SAFETY: see above.
                     unsafe { Self($sqrt(self.0)) }
                 }
+                #[inline(always)]
+                fn positive(self) -> u32 {
+                    $positive(self)
+                }
             }
         };
     }
@@ -383,7 +401,9 @@ pub(crate) mod x86 {
         _mm256_min_pd,
         _mm256_max_pd,
         _mm256_sqrt_pd,
-        crate::lanes::Lanes::exp2_whole
+        crate::lanes::Lanes::exp2_whole,
+        // SAFETY: see above.
+        |x: Four| unsafe { _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_GT_OQ>(x.0, _mm256_setzero_pd())) as u32 }
     );
     vector!(
         Eight,
@@ -397,7 +417,9 @@ pub(crate) mod x86 {
         _mm512_min_pd,
         _mm512_max_pd,
         _mm512_sqrt_pd,
-        crate::lanes::Lanes::exp2_whole
+        crate::lanes::Lanes::exp2_whole,
+        // SAFETY: see above.
+        |x: Eight| u32::from(unsafe { _mm512_cmp_pd_mask::<_CMP_GT_OQ>(x.0, _mm512_setzero_pd()) })
     );
     vector!(
         EightSingles,
@@ -415,7 +437,9 @@ pub(crate) mod x86 {
             let biased = n + EightSingles::all(ROUND + 127.0);
             // SAFETY: see above.
             unsafe { EightSingles(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(biased.0)))) }
-        }
+        },
+        // SAFETY: see above.
+        |x: EightSingles| unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(x.0, _mm256_setzero_ps())) as u32 }
     );
     vector!(
         SixteenSingles,
@@ -433,7 +457,9 @@ pub(crate) mod x86 {
             let biased = n + SixteenSingles::all(ROUND + 127.0);
             // SAFETY: see above.
             unsafe { SixteenSingles(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(biased.0)))) }
-        }
+        },
+        // SAFETY: see above.
+        |x: SixteenSingles| u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x.0, _mm512_setzero_ps()) })
     );
 }
 

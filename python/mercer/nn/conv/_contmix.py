@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from mercer import _checks
-from mercer.nn import _dispatch
 from mercer.nn.attention.neighborhood import neighborhood_av
+from mercer.nn.conv import _dispatch
 from mercer.nn.conv._depthwise import ResidualDepthwiseConv2d
 from mercer.nn.conv._reparam import DilatedReparamBlock
 from mercer.nn.layers import BiasedLayerScale, GlobalResponseNorm, SqueezeExcite

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mercer import _checks
 from mercer._backend import is_reference
-from mercer.nn import _dispatch
+from mercer.nn.conv import _dispatch
+from mercer.ops.depthwise import machine
 
 __all__ = ["DepthwiseConv2d", "ResidualDepthwiseConv2d", "depthwise_conv2d", "explain"]
 
@@ -160,7 +161,7 @@ def explain(
     lines = [
         f"depthwise {size[0]} x {size[1]} on {tuple(shape)}, {dtype}, {layout}: {choice}",
         f"{nominal / 1e6:.0f} million multiply-adds, {maps * inside / 1e6:.0f} million of them inside the map; "
-        f"{_dispatch.simd_level()}, {_dispatch.num_threads()} threads",
+        + machine(),
     ]
     if measure:
         lines += _measured(shape, size, dtype, channels_last)

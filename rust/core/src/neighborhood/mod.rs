@@ -6,11 +6,13 @@
 //! the strides and even windows of its successor); [`products`], [`aggregate`] and [`inverse`] are its unfused parts,
 //! each of whose gradients is made of the other two.
 
+mod fused;
 mod geometry;
 mod pack;
 mod tile;
 mod unfused;
 
+pub use fused::{Gradients, Inputs, backward, forward};
 pub use geometry::{Axis, Grid};
 pub use unfused::{aggregate, inverse, products};
 

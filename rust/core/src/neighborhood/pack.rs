@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::geometry::{Line, Order, ROWS};
 use super::{Layout, Strided};
+use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::vector::Element;
 
 /// Tokens that are packed at a time.
@@ -74,9 +75,12 @@ impl<T: Element> Rows<T> {
                 each_token(order, piece * PIECE..piece * PIECE + rows.len() / padded, |row, token| {
                     let start = at + token * from.layout.token;
                     let to = &mut rows[(row - piece * PIECE) * padded..][..columns];
-                    to.copy_from_slice(&from.data[start..start + columns]);
-                    if scale != one {
-                        to.iter_mut().for_each(|x| *x = T::from_f64(x.to_f64() * scale.to_f64()));
+                    let from = &from.data[start..start + columns];
+                    // Not `copy_from_slice`: a call costs more than these few numbers.
+                    if scale == one {
+                        to.iter_mut().zip(from).for_each(|(to, x)| *to = *x);
+                    } else {
+                        to.iter_mut().zip(from).for_each(|(to, x)| *to = T::from_f64(x.to_f64() * scale.to_f64()));
                     }
                 });
             });
@@ -104,21 +108,20 @@ impl<T: Element> Columns<T> {
             order.lines.iter().flat_map(|line| (0..line.length).step_by(PIECE).map(move |x| (line, x))).collect();
         data.par_chunks_mut(block).enumerate().for_each(|(i, data)| {
             let at = (i / heads) * from.layout.batch + (i % heads) * from.layout.head;
-            let cells = Cells::new(data);
+            let (cells, step) = (Cells::new(data), from.layout.token);
             pieces.par_iter().for_each(|(line, first)| {
                 let last = line.length.min(first + PIECE);
-                for from_token in (*first..last).step_by(ROWS) {
-                    let to_token = last.min(from_token + ROWS);
-                    for k in 0..columns {
-                        // SAFETY: these tokens' columns are written here only.
-                        let to = unsafe {
-                            cells.part(line.base * columns + k * line.length + from_token, to_token - from_token)
-                        };
-                        for (to, x) in to.iter_mut().zip(from_token..) {
-                            *to = from.data[at + (line.origin + x * line.step) * from.layout.token + k];
-                        }
-                    }
-                }
+                let from = &from.data[at + line.origin * from.layout.token..];
+                let (base, length) = (line.base * columns, line.length);
+                dispatch(Transpose {
+                    from,
+                    step: line.step * step,
+                    columns,
+                    to: cells,
+                    base,
+                    length,
+                    rows: *first..last,
+                });
             });
         });
         Self { data, block }
@@ -129,9 +132,61 @@ impl<T: Element> Columns<T> {
     }
 }
 
+/// `rows` of the columns of a line: `to[base + k * length + x] = from[x * step + k]`; nobody else writes those.
+struct Transpose<'a, T> {
+    from: &'a [T],
+    step: usize,
+    columns: usize,
+    to: Cells<'a, T>,
+    base: usize,
+    length: usize,
+    rows: std::ops::Range<usize>,
+}
+
+impl<T: Element> Kernel for Transpose<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        /// Blocks of so many rows and columns pass through registers.
+        const SIDE: usize = 8;
+        let Self { from, step, columns, to, base, length, rows } = self;
+        assert!(rows.is_empty() || (rows.end - 1) * step + columns <= from.len());
+        assert!(rows.end <= length);
+        // SAFETY: these rows of a line are written here only.
+        let column = |k: usize, x: usize, n: usize| unsafe { to.part(base + k * length + x, n) };
+        let whole = columns / SIDE * SIDE;
+        let mut x = rows.start;
+        while x + SIDE <= rows.end {
+            for first in (0..whole).step_by(SIDE) {
+                let mut block = [[T::default(); SIDE]; SIDE];
+                for (i, row) in block.iter_mut().enumerate() {
+                    // SAFETY: the assert above.
+                    *row = unsafe { from.as_ptr().add((x + i) * step + first).cast::<[T; SIDE]>().read_unaligned() };
+                }
+                for k in 0..SIDE {
+                    for (to, row) in column(first + k, x, SIDE).iter_mut().zip(&block) {
+                        *to = row[k];
+                    }
+                }
+            }
+            for k in whole..columns {
+                for (to, i) in column(k, x, SIDE).iter_mut().zip(x..) {
+                    *to = from[i * step + k];
+                }
+            }
+            x += SIDE;
+        }
+        for k in 0..columns {
+            for (to, i) in column(k, x, rows.end - x).iter_mut().zip(x..) {
+                *to = from[i * step + k];
+            }
+        }
+    }
+}
+
 /// Call `with(packed index, token)` for each packed index of the range.
 #[inline(always)]
-fn each_token(order: &Order, range: std::ops::Range<usize>, mut with: impl FnMut(usize, usize)) {
+pub(super) fn each_token(order: &Order, range: std::ops::Range<usize>, mut with: impl FnMut(usize, usize)) {
     let mut at = range.start;
     let mut line = order.lines.partition_point(|line| line.base <= at) - 1;
     while at < range.end {
@@ -150,6 +205,12 @@ pub(super) struct Partial<T> {
     pub first: usize,
     pub rows: usize,
     pub sums: Vec<T>,
+}
+
+impl<T: Element> Partial<T> {
+    pub fn new(keys: &std::ops::Range<usize>, room: usize) -> Self {
+        Self { first: keys.start, rows: keys.len(), sums: vec![T::default(); room] }
+    }
 }
 
 /// The partial sums of each block (`parts` in a row each) added up, in order, and laid out as the caller wants.

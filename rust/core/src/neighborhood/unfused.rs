@@ -112,7 +112,7 @@ pub fn inverse<T: Element>(
     let partials = each_piece(&shape, &order, cancel, |block, tiles| {
         let weights = &weights[block * tokens * window..(block + 1) * tokens * window];
         let keys = order.key_range(tiles.clone());
-        let mut sums = vec![T::default(); (keys.len() + SPARE) * from.padded];
+        let mut part = Partial::new(&keys, (keys.len() + SPARE) * from.padded);
         let mut buffer = Vec::new();
         tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
             let left = &from.of(block)[tile.query * from.padded..];
@@ -122,12 +122,12 @@ pub fn inverse<T: Element>(
                 window,
                 left,
                 padded: from.padded,
-                sums: &mut sums,
-                first: keys.start,
+                sums: &mut part.sums,
+                first: part.first,
                 buffer: &mut buffer,
             });
         })?;
-        Ok(Partial { first: keys.start, rows: keys.len(), sums })
+        Ok(part)
     })?;
     let partials: Vec<_> = partials.iter().collect();
     if !partials.is_empty() {

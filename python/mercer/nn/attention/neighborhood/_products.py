@@ -1,4 +1,5 @@
-"""The unfused operators on tensors. The gradients of each are made of the other two, so they have gradients of any order."""
+"""The unfused operators on tensors. The gradients of each are made of the other two, so they have gradients of
+any order."""
 
 from __future__ import annotations
 
@@ -30,13 +31,13 @@ def neighborhood_qk(
         query, key: (B, H, X..., D), heads first, of one dtype and device; 1 to 3 axes X. float16 and bfloat16 are
             computed in float32 and returned as they came.
         kernel_size, stride, dilation, is_causal: As for :func:`mercer.ops.neighborhood_mask`.
-        rpb: A relative positional bias (H, 2 k - 1, ...), added to the product of a query and a key at index position of
-            the key - position of the query + k - 1 of each axis, positions counted in the dilation group; not for causal
-            axes.
+        rpb: A relative positional bias (H, 2 k - 1, ...), added to the product of a query and a key at index
+            position of the key - position of the query + k - 1 of each axis, positions counted in the dilation
+            group; not for causal axes.
 
     Returns:
-        (B, H, X..., window), keys row-major over the axes; -inf where a causal window is cut. Not scaled: scale `query`.
-        Differentiable in all tensors, as often as one likes.
+        (B, H, X..., window), keys row-major over the axes; -inf where a causal window is cut. Not scaled: scale
+        `query`. Differentiable in all tensors, as often as one likes.
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes that do not agree; windows that do not fit.
@@ -77,15 +78,15 @@ def neighborhood_av(
     """Attention with given weights: for every token, the sum of the values of its window, weighted.
 
     Args:
-        weights: (B, H, X..., window), keys row-major over the axes as :func:`neighborhood_qk` gives them; what lies where
-            a causal window is cut is not read, and gets no gradient.
-        value: (B, H, X..., D), of the same dtype and device. float16 and bfloat16 are computed in float32 and returned as
-            they came.
+        weights: (B, H, X..., window), keys row-major over the axes as :func:`neighborhood_qk` gives them; what
+            lies where a causal window is cut is not read, and gets no gradient.
+        value: (B, H, X..., D), of the same dtype and device. float16 and bfloat16 are computed in float32 and
+            returned as they came.
         kernel_size, stride, dilation, is_causal: As for :func:`mercer.ops.neighborhood_mask`.
 
     Returns:
-        (B, H, X..., D), differentiable in both, as often as one likes. With weights of its own for each pixel, shared by
-        D channels, this is a dynamic convolution whose border pixels use the nearest full window.
+        (B, H, X..., D), differentiable in both, as often as one likes. With weights of its own for each pixel,
+        shared by D channels, this is a dynamic convolution whose border pixels use the nearest full window.
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes that do not agree; windows that do not fit.
