@@ -1,4 +1,4 @@
-"""Runs cuda/depthwise.cu and cuda/contmix.cu on torch tensors; see :mod:`mercer.nn._cuda` for how kernels are loaded."""
+"""Runs cuda/depthwise.cu and cuda/contmix.cu on torch tensors; :mod:`mercer.nn._cuda` says how kernels are loaded."""
 
 from __future__ import annotations
 
