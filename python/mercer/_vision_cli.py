@@ -114,7 +114,8 @@ def models(
             "model": name, "parameters": variant.parameters,
             "deploy_parameters": variant.deploy_parameters or variant.parameters, "gmacs": variant.gmacs,
             "input_size": variant.input_size, "top1": variant.top1,
-            "pretrained_on": variant.pretrained_on or "ImageNet-1K", "weights": family.weights, "licence": family.licence,
+            "pretrained_on": variant.pretrained_on or "ImageNet-1K",
+            "weights": family.weights, "licence": family.licence,
         }
         for name, family, variant in variants()
     ]  # fmt: skip

@@ -132,9 +132,9 @@ class Curve(Callback):
     def __init__(self, out: Path) -> None:
         self.out = out
 
-    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Collect the numbers of the epoch."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         values = {
             name: float(trainer.callback_metrics[name])
