@@ -128,8 +128,8 @@ def models(
             f"{row['model']:<29} {row['parameters']:>12,} {row['deploy_parameters']:>12,} {row['gmacs']:>7.2f} "
             f"{row['input_size']:>5} {row['top1']:>6.1f}  {row['licence']}"
         )
-    for family in dict.fromkeys(family for _, family, _ in variants()):
-        print(f"weights of {family.title}: {family.weights}")
+    for title, weights in dict.fromkeys((family.title, family.weights) for _, family, _ in variants()):
+        print(f"weights of {title}: {weights}")
 
 
 def _fail(error: BaseException) -> Any:

@@ -179,6 +179,7 @@ impl<T: Element> Tile<T> {
     /// # Safety
     /// They reach it.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // `FROM..TO` and `WIDE` are constants: the loops are unrolled by index
     unsafe fn line<V: Vector<T>, const HIGH: usize, const WIDE: usize, const FROM: usize, const TO: usize>(
         &self,
         y: usize,
