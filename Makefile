@@ -102,7 +102,7 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-venv $(VERSIONS)
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv $(VERSIONS)
 	@echo "mercer: installing what the tests need (PyTorch is large)"
-	@$(INSTALL) --extra demo --extra torch --group test
+	@$(INSTALL) --extra demo --extra train --group test
 	@touch $@
 
 $(VENV)/.stamp-lint: $(VENV)/.stamp-venv $(VERSIONS)

@@ -293,3 +293,22 @@ def rank_3mr(
     relevance: NDArray, redundancy: NDArray, relation: NDArray, alpha: float, beta: float, strategy: str
 ) -> list[tuple[int, float]]: ...
 def rank_xxh64(value: bytes) -> int: ...
+def depthwise_method(sizes: Sequence[int], kernel: tuple[int, int]) -> str: ...
+def depthwise_convolve(
+    x: NDArray,
+    kernel: NDArray,
+    bias: NDArray | None,
+    turned: bool,
+    out: NDArray,
+    dilation: int = 1,
+    method_name: str | None = None,
+    threads: int | None = None,
+) -> None: ...
+def depthwise_weight_gradient(
+    x: NDArray,
+    gradient: NDArray,
+    out: NDArray,
+    dilation: int = 1,
+    method_name: str | None = None,
+    threads: int | None = None,
+) -> None: ...

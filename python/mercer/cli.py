@@ -104,6 +104,11 @@ def _app() -> typer.Typer:
     app.command("release")(_private_cli.release)
     app.command("query")(_private_cli.query)
     app.command("versions")(versions)
+    from mercer import _vision_cli
+
+    app.command("models")(_vision_cli.models)
+    app.command("train")(_vision_cli.train)
+    app.command("validate")(_vision_cli.validate)
     from mercer._rank_command import rank
 
     app.command("rank")(rank)

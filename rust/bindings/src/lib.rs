@@ -2,6 +2,7 @@
 #![allow(missing_docs)] // Users meet the docstrings of the Python wrappers.
 
 mod density;
+mod depthwise;
 mod directional;
 mod interrupt;
 mod lsh;
@@ -19,6 +20,8 @@ mod _core {
 
     #[pymodule_export]
     use super::density::{largest_entry, log_kernel_sums};
+    #[pymodule_export]
+    use super::depthwise::{depthwise_convolve, depthwise_method, depthwise_weight_gradient};
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
     #[pymodule_export]
@@ -42,6 +45,8 @@ mod _core {
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
     const CUDA_SOURCES: &[(&str, &str)] = &[
+        ("contmix", include_str!("../../../cuda/contmix.cu")),
+        ("depthwise", include_str!("../../../cuda/depthwise.cu")),
         ("kernel_sum", include_str!("../../../cuda/kernel_sum.cu")),
         ("log_bessel", include_str!("../../../cuda/log_bessel.cu")),
         ("neighborhood", include_str!("../../../cuda/neighborhood.cu")),

@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod density;
+pub mod depthwise;
 pub mod directional;
 pub mod gemm;
 pub mod hadamard;
