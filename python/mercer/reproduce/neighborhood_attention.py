@@ -146,8 +146,8 @@ def _tiled(
 ) -> torch.Tensor:
     queries, keys, mask = tiles
     q, k, v = (t.flatten(1, -3)[0] for t in (q, k, v))
-    boxes = [t[at].transpose(1, 2) for t, at in ((q, queries), (k, keys), (v, keys))]
-    out = F.scaled_dot_product_attention(*boxes, mask).transpose(1, 2)
+    a, b, c = (t[at].transpose(1, 2) for t, at in ((q, queries), (k, keys), (v, keys)))
+    out = F.scaled_dot_product_attention(a, b, c, mask).transpose(1, 2)
     return torch.zeros_like(q).index_copy(0, queries.flatten(), out.flatten(0, 1))[None]
 
 
