@@ -145,8 +145,8 @@ def _errors(sweep: list[dict[str, Any]], rows: list[Row]) -> None:
         rows.append(Row(
             f"{where} ({recall}): split fitted, rows shrunk, centred, of sparse alone and features alone",
             "relative error", baseline=alone, ours=entry["improved"], better="lower",
-            holds=entry["improved"] <= 1.05 * alone, must_hold=True, note=f"{alone / entry['improved']:.2f}
-                   times lower",
+            holds=entry["improved"] <= 1.05 * alone, must_hold=True,
+            note=f"{alone / entry['improved']:.2f} times lower",
                   
                   
                   
