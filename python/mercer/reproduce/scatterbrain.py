@@ -12,6 +12,7 @@ import importlib.metadata
 import math
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,9 @@ WHY = "one part alone is better at the ends, and where the support misses what i
 #: Layers and heads whose queries and keys are looked at.
 LAYERS, HEADS = range(6), (1, 6, 11)
 #: Character models: tokens, columns, heads, layers, batch, numbers a token.
-CONTEXT, WIDTH, N_HEADS, DEPTH, BATCH, NUMBERS = 256, 96, 4, 2, 8, 32
+CONTEXT, WIDTH, N_HEADS, DEPTH, BATCH, NUMBERS = 256, 96, 4, 2, 8, 64
+#: Characters that stay together when some are held out.
+BLOCK = 16_384
 
 
 def run(*, quick: bool, progress: Progress) -> Evidence:
@@ -286,30 +289,29 @@ class _Characters(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.embed(x) + self.place.weight[: x.shape[1]]
         for block in self.blocks:
-            q, k, v = (
-                t.unflatten(-1, (N_HEADS, -1)).transpose(1, 2)
-                for t in block["qkv"](block["norm1"](h)).chunk(3, -1)
-            )
+            y = block["norm1"](h)
+            # Half the columns are the token's before: pairs of characters are there to be matched.
+            before = F.pad(y, (0, 0, 1, 0))[:, :-1]
+            y = torch.cat([y[..., : WIDTH // 2], before[..., WIDTH // 2 :]], -1)
+            q, k, v = (t.unflatten(-1, (N_HEADS, -1)).transpose(1, 2) for t in block["qkv"](y).chunk(3, -1))
             h = h + block["out"](self.attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
             h = h + block["down"](F.gelu(block["up"](block["norm2"](h))))
         return self.head(self.norm(h))
 
 
-def _corpus() -> torch.Tensor:
-    """The descriptions of the installed packages, as bytes."""
-    texts = []
-    for package in sorted(importlib.metadata.distributions(), key=lambda d: d.metadata["Name"] or ""):
-        metadata: Any = package.metadata
-        body = metadata.get_payload() or metadata.get("Description") or ""
-        texts.append(str(body)[:40_000])
-    data = np.frombuffer("\n".join(texts).encode("ascii", "ignore"), np.uint8)
-    return torch.from_numpy(data.astype(np.int64))
+def _corpus() -> tuple[torch.Tensor, torch.Tensor]:
+    """The Python sources of numpy as it is installed, as bytes: every tenth block is held out."""
+    root = Path(np.__file__).parent
+    files = [path for path in sorted(root.glob("**/*.py")) if "tests" not in path.parts]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files).encode("ascii", "ignore")
+    data = torch.from_numpy(np.frombuffer(text, np.uint8).astype(np.int64))
+    blocks = data[: len(data) // BLOCK * BLOCK].view(-1, BLOCK)
+    held = torch.arange(len(blocks)) % 10 == 9
+    return blocks[~held].flatten(), blocks[held].flatten()
 
 
 def _language(quick: bool, rows: list[Row], progress: Progress) -> dict[str, list[float]]:
-    data = _corpus()
-    cut = int(0.9 * len(data))
-    train, held = data[:cut], data[cut:]
+    train, held = _corpus()
     head = WIDTH // N_HEADS
     ways = {
         "scatterbrain": lambda: ScatterbrainAttention(head, NUMBERS // 2, window=NUMBERS // 2),
