@@ -125,6 +125,7 @@ def classifiers(quick: bool) -> Iterator[Row]:
     names: dict[str, dict] = {
         "2048 features": {},
         "128 features": {"n_features": 128, "bandwidth": 0.5},
+        "64 features": {"n_features": 64, "bandwidth": 0.5},
         "pure epsilon": {"mechanism": "laplace", "delta": None, "bandwidth": 0.7},
     }
     for epsilon, (epochs, batch, rate, clip) in SETTINGS.items():

@@ -91,7 +91,7 @@ class PrivateSum(OneRelease):
         structure = self._structure(columns)
         partial = PrivatePartial.of(structure, source, users, _checks.threads("n_jobs", self.n_jobs))
         noise = Noise(self.insecure_seed, self.n_jobs)
-        spend(self.ledger, budget, repr(self))
+        spend(self.ledger, budget, self)
         self._spent_ = True
         self.release_ = structure.release(partial._arrays, budget, noise)
         self._set_columns(names, columns)

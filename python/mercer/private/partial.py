@@ -210,14 +210,14 @@ class PrivatePartial:
 
 
 def spend(
-    ledger: PrivacyLedger | None, budget: Budget, what: str, part: tuple[str, str] | None = None
+    ledger: PrivacyLedger | None, budget: Budget, what: object, part: tuple[str, str] | None = None
 ) -> None:
     """Enter a release in a ledger, if there is one; before any noise is drawn."""
     if ledger is None:
         return
     if not isinstance(ledger, PrivacyLedger):
         raise TypeError(f"ledger must be a PrivacyLedger, got {ledger!r}")
-    ledger.spend(what, part=part, **budget.spending())
+    ledger.spend(what if isinstance(what, str) else repr(what), part=part, **budget.spending())
 
 
 def _user_keys(users: Any, expected: bool) -> list[bytes] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -114,12 +114,6 @@ class Release:
 
     def _queries(self, Y: Any) -> np.ndarray:
         return queries(Y, self.n_features)
-
-    @classmethod
-    def _made(
-        cls, statement: dict[str, Any], parameters: dict[str, Any], arrays: dict[str, np.ndarray]
-    ) -> Self:
-        return cls(statement, parameters, arrays)
 
 
 def queries(Y: Any, columns: int) -> np.ndarray:

@@ -15,8 +15,8 @@ use crate::rng::{Draws, fill_normals};
 
 /// Rows that are projected together.
 const ROWS: usize = 64;
-/// Frequencies that are projected together: with the rows, a tile that stays in the second-level cache.
-const TILE: usize = 512;
+/// Frequencies that are projected together: with the rows, a tile that stays in the first-level cache.
+const TILE: usize = 64;
 /// Finest grid: sums of a tile of rows stay below 2^53, where doubles count exactly.
 pub const MOST_BITS: u32 = 30;
 
@@ -286,7 +286,7 @@ impl Workspace {
         };
         Self {
             x: vec![0.0; ROWS * features.d],
-            turns: vec![0.0; ROWS * TILE.max(padded)],
+            turns: vec![0.0; ROWS * TILE.min(features.m.next_multiple_of(PADDING)).max(padded)],
             side: vec![[0.0; SIDE]; padded * ROWS / SIDE],
             mixed: vec![[0.0; SIDE]; padded],
         }
@@ -310,30 +310,62 @@ impl Workspace {
             }
             Projection::Hadamard { signs, radii } => {
                 let padded = d.next_power_of_two();
-                for (row, side) in self.side.chunks_exact_mut(padded).enumerate() {
-                    for (i, entry) in side.iter_mut().enumerate() {
-                        for (s, value) in entry.iter_mut().enumerate() {
-                            let r = row * SIDE + s;
-                            *value = if i < d && r < count { self.x[r * d + i] } else { 0.0 };
-                        }
-                    }
+                self.x[count * d..].fill(0.0);
+                for (x, side) in self.x.chunks_exact(SIDE * d).zip(self.side.chunks_exact_mut(padded)) {
+                    dispatch(Transpose { from: x, rows: SIDE, scale: None, to: side.as_flattened_mut(), stride: SIDE });
                 }
                 for (block, signs) in signs.chunks_exact(3 * padded).enumerate() {
                     let first = block * padded;
                     let tile = padded.min(m - first);
-                    for (group, side) in self.side.chunks_exact(padded).enumerate().take(count.div_ceil(SIDE)) {
+                    for (side, turns) in self
+                        .side
+                        .chunks_exact(padded)
+                        .zip(self.turns.chunks_mut(SIDE * tile))
+                        .take(count.div_ceil(SIDE))
+                    {
                         dispatch(Mix { side, signs, mixed: &mut self.mixed });
-                        // Eight by eight, so that both sides stay in a few cache lines.
-                        for from in (0..tile).step_by(SIDE) {
-                            let to = (from + SIDE).min(tile);
-                            for s in 0..SIDE.min(count - group * SIDE) {
-                                let turns = &mut self.turns[(group * SIDE + s) * tile..][from..to];
-                                let mixed = self.mixed[from..to].iter().zip(&radii[first + from..]);
-                                turns.iter_mut().zip(mixed).for_each(|(t, (mixed, radius))| *t = mixed[s] * radius);
-                            }
-                        }
+                        let (from, scale) = (self.mixed[..tile].as_flattened(), Some(&radii[first..][..tile]));
+                        dispatch(Transpose { from, rows: tile, scale, to: turns, stride: tile });
                     }
                     each(&mut self.turns[..count * tile], count, first, tile);
+                }
+            }
+        }
+    }
+}
+
+/// `to[c * stride + r] = from[r][c] * scale[r]` of a matrix of `rows` rows, eight by eight so that both sides stay in
+/// registers.
+struct Transpose<'a> {
+    from: &'a [f64],
+    rows: usize,
+    scale: Option<&'a [f64]>,
+    to: &'a mut [f64],
+    stride: usize,
+}
+
+impl Kernel for Transpose<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { from, rows, scale, to, stride } = self;
+        let columns = from.len() / rows;
+        let factor = |r: usize| scale.map_or(1.0, |scale| scale[r]);
+        for r in (0..rows).step_by(SIDE) {
+            for c in (0..columns).step_by(SIDE) {
+                if r + SIDE <= rows && c + SIDE <= columns {
+                    let block: [[f64; SIDE]; SIDE] = std::array::from_fn(|i| {
+                        let row: &[f64; SIDE] = from[(r + i) * columns + c..].first_chunk().expect("eight columns");
+                        row.map(|v| v * factor(r + i))
+                    });
+                    for j in 0..SIDE {
+                        let out: &mut [f64; SIDE] = to[(c + j) * stride + r..].first_chunk_mut().expect("eight rows");
+                        *out = std::array::from_fn(|i| block[i][j]);
+                    }
+                } else {
+                    for i in r..rows.min(r + SIDE) {
+                        (c..columns.min(c + SIDE)).for_each(|j| to[j * stride + i] = from[i * columns + j] * factor(i));
+                    }
                 }
             }
         }
@@ -354,11 +386,29 @@ impl Kernel for Mix<'_> {
         self.mixed.copy_from_slice(self.side);
         for signs in self.signs.chunks_exact(d) {
             for (x, sign) in self.mixed.iter_mut().zip(signs) {
-                x.iter_mut().for_each(|v| *v *= sign);
+                for part in x.chunks_exact_mut(L::WIDTH) {
+                    (L::load(part) * L::splat(*sign)).store(part);
+                }
             }
-            hadamard::transform(self.mixed);
+            hadamard::transform::<L>(self.mixed);
         }
     }
+}
+
+/// Taylor's series of cos(2 pi x), in x², and of sin(2 pi x), x times one in x².
+const COSINE: [f64; 9] = taylor(0);
+const SINE: [f64; 8] = taylor(1);
+
+const fn taylor<const N: usize>(first: usize) -> [f64; N] {
+    let (mut terms, mut term, mut power) = ([0.0; N], 1.0, 0);
+    while power < first + 2 * N {
+        if power % 2 == first {
+            terms[power / 2] = if power / 2 % 2 == 0 { term } else { -term };
+        }
+        power += 1;
+        term *= std::f64::consts::TAU / power as f64;
+    }
+    terms
 }
 
 /// Cosine and sine of a number of turns; a number too large to have a fraction, or NaN, gives some point of the square
@@ -367,16 +417,14 @@ impl Kernel for Mix<'_> {
 fn cos_sin<L: Lanes>(turns: L) -> (L, L) {
     let whole = turns - turns.round(); // exact
     let quarter = (whole * L::splat(4.0)).round(); // -2 ..= 2
-    let x = quarter.fnma(L::splat(0.25), whole) * L::splat(std::f64::consts::TAU); // [-π/4, π/4]
+    let x = quarter.fnma(L::splat(0.25), whole); // [-1/8, 1/8]
     let s = x * x;
-    let (mut sine, mut cosine) = (L::splat(1.0), L::splat(1.0));
-    for pair in [14.0 * 15.0, 12.0 * 13.0, 10.0 * 11.0, 8.0 * 9.0, 6.0 * 7.0, 4.0 * 5.0, 2.0 * 3.0] {
-        sine = (s * L::splat(1.0 / pair)).fnma(sine, L::splat(1.0));
-    }
-    for pair in [15.0 * 16.0, 13.0 * 14.0, 11.0 * 12.0, 9.0 * 10.0, 7.0 * 8.0, 5.0 * 6.0, 3.0 * 4.0, 1.0 * 2.0] {
-        cosine = (s * L::splat(1.0 / pair)).fnma(cosine, L::splat(1.0));
-    }
-    let (sine, zero) = (sine * x, L::splat(0.0));
+    let horner = |terms: &[f64]| {
+        let (last, rest) = terms.split_last().expect("a series has terms");
+        rest.iter().rev().fold(L::splat(*last), |sum, term| sum.fma(s, L::splat(*term)))
+    };
+    let (cosine, sine) = (horner(&COSINE), horner(&SINE) * x);
+    let zero = L::splat(0.0);
     // |quarter| = 1 swaps; then the signs of the quarter turn.
     let odd = (quarter * quarter).eq(L::splat(1.0));
     let (c, s) = (L::select(odd, sine, cosine), L::select(odd, cosine, sine));

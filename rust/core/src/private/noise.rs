@@ -22,7 +22,7 @@ pub enum Error {
 }
 
 /// Values that one source serves, and the unit in which work is shared among threads.
-const CHUNK: usize = 4096;
+const CHUNK: usize = 512;
 
 /// Where random words come from.
 pub trait Entropy {
@@ -114,12 +114,12 @@ impl<E: Entropy> Bits<E> {
     }
 
     /// True with probability `num / den <= 1`, `den < 2^96`: the binary digits of a uniform number against those of
-    /// the quotient, 32 at a time until they differ. No division: products stay below 2^128.
+    /// the quotient, 16 at a time until they differ. No division: products stay below 2^128.
     fn less_than(&mut self, mut num: u128, den: u128) -> Result<bool, Error> {
         debug_assert!(num <= den && den < 1 << 96);
         loop {
-            num <<= 32;
-            let below = u128::from(self.take(32)?) * den;
+            num <<= 16;
+            let below = u128::from(self.take(16)?) * den;
             if below + den <= num {
                 return Ok(true);
             }

@@ -9,8 +9,11 @@ use crate::pool;
 use crate::private::RowError;
 use crate::real::Real;
 
-/// Rows whose leaves are found before they are counted, column by column: as many as stay in the second-level cache.
-const BLOCK: usize = 4096;
+/// Rows whose leaves are found before they are counted, column by column: so many that a column's counters are worth
+/// fetching into the second-level cache, so few that the leaves leave them room there.
+const BLOCK: usize = 1 << 14;
+/// Rows between looks at the cancel flag.
+const ROWS: usize = 1 << 16;
 /// Columns that one piece of the work counts: what a cache line holds of a row.
 const COLUMNS: usize = 8;
 
@@ -62,9 +65,9 @@ pub fn count<T: Real>(
     pool::share(threads, found.iter_mut(), |(part, first, counts)| {
         let columns = &columns[*first..(*first + COLUMNS).min(d)];
         let from = (*part * rows).min(n);
-        for start in (from..(from + rows).min(n)).step_by(1 << 16) {
+        for start in (from..(from + rows).min(n)).step_by(ROWS) {
             cancel.check()?;
-            let end = (start + (1 << 16)).min((from + rows).min(n));
+            let end = (start + ROWS).min((from + rows).min(n));
             dispatch(CountRows { x, d, first: *first, columns, levels, outside, rows: start..end, counts })?;
         }
         Ok::<(), RowError>(())
@@ -88,11 +91,13 @@ struct Counts {
     carried: Vec<u32>,
     /// Whether one did.
     carries: bool,
+    /// The leaves of a block of rows, one column after another.
+    leaf: Vec<i32>,
 }
 
 impl Counts {
     fn new(n: usize) -> Self {
-        Self { low: vec![0; n], carried: vec![0; n], carries: false }
+        Self { low: vec![0; n], carried: vec![0; n], carries: false, leaf: Vec::new() }
     }
 }
 
@@ -123,11 +128,15 @@ impl<T: Real> Kernel for CountRows<'_, T> {
         }
         let whole = columns.len() == COLUMNS;
         let top = (leaves - 1) as f64;
-        let mut leaf = vec![[0i32; COLUMNS]; BLOCK];
+        counts.leaf.resize(COLUMNS * BLOCK, 0);
         for start in rows.clone().step_by(BLOCK) {
             let count = BLOCK.min(rows.end - start);
             let mut bad = [false; COLUMNS];
-            for (leaf, row) in leaf[..count].iter_mut().zip(start..) {
+            let mut leaf = counts.leaf.chunks_exact_mut(BLOCK);
+            let mut leaf: [&mut [i32]; COLUMNS] =
+                std::array::from_fn(|_| &mut leaf.next().expect("a block a column")[..count]);
+            for i in 0..count {
+                let row = start + i;
                 let row = &x[row * d..][..d];
                 let mut value = [0.0; COLUMNS];
                 if whole {
@@ -144,7 +153,7 @@ impl<T: Real> Kernel for CountRows<'_, T> {
                     bad[c] |= !(value[c] >= low[c] && value[c] <= high[c]);
                     let place = ((value[c] - low[c]) * scale[c]).max(0.0).min(top);
                     // SAFETY: `max` and `min` leave a number in [0, 2^26), NaN becoming 0.
-                    leaf[c] = unsafe { place.to_int_unchecked::<i32>() };
+                    leaf[c][i] = unsafe { place.to_int_unchecked::<i32>() };
                 }
             }
             if bad.contains(&true) {
@@ -162,9 +171,9 @@ impl<T: Real> Kernel for CountRows<'_, T> {
             }
             let carries = &mut counts.carries;
             let (low, carried) = (counts.low.chunks_exact_mut(leaves), counts.carried.chunks_exact_mut(leaves));
-            for (c, (low, carried)) in low.zip(carried).enumerate() {
-                for leaf in &leaf[..count] {
-                    let at = leaf[c] as usize & (leaves - 1);
+            for ((low, carried), leaf) in low.zip(carried).zip(counts.leaf.chunks_exact(BLOCK)) {
+                for &leaf in &leaf[..count] {
+                    let at = leaf as usize & (leaves - 1);
                     low[at] = low[at].wrapping_add(1);
                     if low[at] == 0 {
                         carried[at] += 1;
