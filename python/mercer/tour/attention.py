@@ -190,15 +190,15 @@ def _growth(sizes: tuple[int, ...]) -> Figure:
     )
     return Figure(
         svg,
-        "Attention alone, forward: exact grows with the square of the tokens, the others like them.",
+        "Attention alone, forward: exact grows with the square of the tokens.",
     )
 
 
 CHAPTER = Chapter(
     name="attention",
     title="Attention that costs less",
-    promise="What does a sentence encoder lose when its attention keeps 64 numbers a token? Exact neighborhoods, random "
-    "features, hashed clusters and their combination, put into the same trained model, side by side.",
+    promise="What does a sentence encoder lose when its attention keeps 64 numbers a token? Exact neighborhoods, "
+    "random features, hashed clusters and their combination, put into the same trained model, side by side.",
     run=run,
     requires=corpora.REQUIRES,
 )

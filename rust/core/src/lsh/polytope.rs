@@ -4,6 +4,7 @@
 use super::{Directions, by_rows};
 use crate::cancel::{Cancel, Cancelled};
 use crate::hadamard::{self, SIDE};
+use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
 use crate::vector::Element;
 
@@ -66,7 +67,7 @@ pub fn cross_polytope<T: Element>(
                             for (y, sign) in y.iter_mut().zip(diagonal) {
                                 y.iter_mut().for_each(|y| *y *= sign);
                             }
-                            hadamard::transform(&mut y);
+                            dispatch(Turned(&mut y));
                         }
                         for (side, code) in codes.iter_mut().enumerate() {
                             *code = *code * 2 * axes as i64 + nearest(y[..axes].iter().map(|y| y[side]), axes);
@@ -79,6 +80,17 @@ pub fn cross_polytope<T: Element>(
                 Ok(())
             })
         }
+    }
+}
+
+/// The Hadamard transform with the vectors of this machine.
+struct Turned<'a>(&'a mut [[f64; SIDE]]);
+
+impl Kernel for Turned<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        hadamard::transform::<L>(self.0);
     }
 }
 

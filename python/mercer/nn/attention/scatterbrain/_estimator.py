@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mercer import _checks
+from mercer.nn import _dispatch
 from mercer.nn.attention.neighborhood._products import _real, _same
 from mercer.nn.attention.scatterbrain import _supports
 from mercer.nn.attention.scatterbrain._features import KINDS, orthogonal_gaussian, performer_features
@@ -447,6 +448,14 @@ def _on_support(
     n, t = q.shape[:2]
     at_q, at_k = pairs.queries.expand(n, -1, -1), pairs.keys.expand(n, -1, -1)
 
+    if not form.dropout and not form.shrinkage:
+        count = pairs.pairs if pairs.count is None else pairs.count * pairs.pairs
+        features = None if low is None else (low.queries, low.keys)
+        done = _dispatch.scatterbrain_tiles(
+            q, k, v, features, pairs.queries, pairs.keys, count, form.temperature
+        )
+        if done is not None:
+            return _gathered(form, at_q, top, *done, low is not None)
     v_tiles = _take(v, at_k)
     log = form.temperature * (_take(q, at_q) @ _take(k, at_k).mT)  # (N, tiles, a, b)
     if pairs.count is not None:
@@ -476,6 +485,31 @@ def _on_support(
     if pairs.count is not None:
         products = products / pairs.count.clamp(min=1)
     return exact, by_query(products @ v_tiles), top, shares
+
+
+def _gathered(
+    form: _Form,
+    at: torch.Tensor,
+    top: torch.Tensor,
+    of_tile: torch.Tensor,
+    exact: torch.Tensor,
+    estimate: torch.Tensor,
+    has_features: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """What tiles gave each of their queries (largest score, sums, estimates), added up query by query."""
+    n, t = top.shape
+    rows = at.flatten(1)
+    top = top.scatter_reduce(1, rows, of_tile.flatten(1), "amax")
+    none = top < -1e29  # no pair and no features
+    top = torch.where(none, 0.0, top)
+    scale = (of_tile - top.gather(1, rows).view(of_tile.shape)).exp()
+    index = rows[..., None].expand(-1, -1, exact.shape[-1])
+
+    def by_query(x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(n, t, x.shape[-1]).scatter_add(1, index, x.flatten(1, 2))
+
+    whole = by_query(exact * scale[..., None])
+    return whole, by_query(estimate) if has_features else None, top, top.new_ones(n, t)
 
 
 def _take(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
