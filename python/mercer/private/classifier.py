@@ -35,11 +35,7 @@ class ClassRelease(Release):
 
     @classmethod
     def of(
-        cls,
-        statement: dict[str, Any],
-        parameters: dict[str, Any],
-        classes: np.ndarray,
-        members: list[Release],
+        cls, statement: dict[str, Any], parameters: dict[str, Any], classes: np.ndarray, members: list[Release]
     ) -> Self:
         """The release of members that have been checked already."""
         made = cls.__new__(cls)
