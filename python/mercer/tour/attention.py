@@ -6,6 +6,7 @@ in place of a row of the attention matrix.
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -172,9 +173,9 @@ def _growth(sizes: tuple[int, ...]) -> Figure:
         q, k, v = torch.randn(3, 1, 4, n, 32, generator=torch.Generator().manual_seed(n))
         last = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
         calls = {
-            "exact": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
-            "Scatterbrain": lambda q=q, k=k, v=v: layer(q, k, v),
-            "neighborhood": lambda a=last: na1d(a[0], a[1], a[2], BUDGET),
+            "exact": functools.partial(F.scaled_dot_product_attention, q, k, v),
+            "Scatterbrain": functools.partial(layer, q, k, v),
+            "neighborhood": functools.partial(na1d, last[0], last[1], last[2], BUDGET),
         }
         for name, call in calls.items():
             seconds = []

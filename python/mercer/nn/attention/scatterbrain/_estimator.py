@@ -419,8 +419,7 @@ def _assemble(
         exact, on_support, top, shares = _on_support(form, q, k, v, low, pairs, top)
     if low is None:
         assert exact is not None
-        total = exact[..., -1:]
-        return torch.where(total > 0, exact[..., :-1] / torch.where(total > 0, total, 1.0), 0.0)
+        return _divided(exact)
     rest = _prefix_sums(low, v) if form.causal else low.queries @ (low.keys.mT @ v)
     if on_support is not None:
         # What is left of a sum that the support exhausts is rounding.
@@ -430,8 +429,16 @@ def _assemble(
         rest = rest * shares[..., None]
     rest = rest * (low.log - top).exp()[..., None]
     both = rest if exact is None else exact + rest
-    total = both[..., -1:]
-    return torch.where(total > 0, both[..., :-1] / torch.where(total > 0, total, 1.0), 0.0)
+    return _divided(both)
+
+
+def _divided(sums: torch.Tensor) -> torch.Tensor:
+    """All columns by the last; 0 where that is 0."""
+    total = sums[..., -1:].detach()
+    there = total > 1e-36
+    # First by what has no gradient: that of a quotient has the square of a small total below it.
+    sums = sums / torch.where(there, total, 1.0)
+    return torch.where(there, sums[..., :-1] / torch.where(there, sums[..., -1:], 1.0), 0.0)
 
 
 def _on_support(
@@ -481,7 +488,8 @@ def _on_support(
         whole = products / times
         fit = by_query(torch.stack([(weights * whole * times).sum(-1), (whole.square() * times).sum(-1)], -1))
         least = fit[..., 1] * (low.log - top).exp()
-        shares = torch.where(least > 0, (fit[..., 0] / torch.where(least > 0, least, 1.0)).clamp(0, 1), 1.0)
+        there = least.detach() > 1e-18  # else the fit is beyond 1, and its gradient beyond all numbers
+        shares = torch.where(there, (fit[..., 0] / torch.where(there, least, 1.0)).clamp(0, 1), 1.0)
     if pairs.count is not None:
         products = products / pairs.count.clamp(min=1)
     return exact, by_query(products @ v_tiles), top, shares
