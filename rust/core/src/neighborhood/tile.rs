@@ -77,6 +77,7 @@ impl<'a> Vectors<'a> {
 /// `to` (ROWS x vectors of `of`, `stride` apart) = `bias` + products of `left` (ROWS rows, `left_stride` apart) with the
 /// transposed keys. `bias`, where given, is that of one row of keys and repeats.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn scores<L: Lanes, T: Element>(
     left: &[T],
     left_stride: usize,
@@ -308,6 +309,7 @@ pub(super) const SPARE: usize = 16;
 /// The transpose of [`weighted_sums`]: rows of `to` (those of the keys, counted from `first`) += sums over the ROWS queries
 /// of `weights` times the rows of `left` (padded, dense). Weights beyond a band are 0; `to` has [`SPARE`] rows to spare.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn scatter<L: Lanes, T: Element>(
     weights: &[T],
     stride: usize,
