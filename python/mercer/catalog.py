@@ -79,7 +79,7 @@ def _system(line: str) -> System:
 
 # number | slug | title | modules under mercer | status
 _TABLE = """
-01 | scatterbrain | Scatterbrain: Unifying Sparse and Low-rank Attention Approximation | nn.attention.scatterbrain | planned
+01 | scatterbrain | Scatterbrain: Unifying Sparse and Low-rank Attention Approximation | nn.attention.scatterbrain | landed
 02 | sepc | Scale-Equalizing Pyramid Convolution for Object Detection | vision.detection.pyramid_conv | planned
 03 | overlock | OverLoCK: An Overview-first-Look-Closely-next ConvNet with Context-Mixing Dynamic Kernels | vision.overlock nn.attention.neighborhood | planned
 04 | referformer | Language as Queries for Referring Video Object Segmentation | vision.video.referformer nn.attention.deformable | planned
@@ -106,7 +106,7 @@ _TABLE = """
 25 | pkl-ofp | Prototypical Kernel Learning and Open-set Foreground Perception for Generalized Few-shot Semantic Segmentation | vision.segmentation.prototypical_kernel | planned
 26 | glsim | Global-Local Similarity for Efficient Fine-Grained Image Recognition with Vision Transformers | vision.glsim | planned
 27 | private-similarity | Efficiently Computing Similarities to Private Datasets | private | landed
-28 | neighborhood-attention | Faster Neighborhood Attention: Reducing the O(n^2) Cost of Self Attention at the Threadblock Level | nn.attention.neighborhood ops.neighborhood | planned
+28 | neighborhood-attention | Faster Neighborhood Attention: Reducing the O(n^2) Cost of Self Attention at the Threadblock Level | nn.attention.neighborhood ops.neighborhood | landed
 29 | location-encoder | Geographic Location Encoding with Spherical Harmonics and Sinusoidal Representation Networks | earth.location_encoder special.spherical_harmonics | planned
 30 | lie-decompositions | Lie Group Decompositions for Equivariant Neural Networks | nn.conv.lie | planned
 31 | shortcut-learning | On the Foundations of Shortcut Learning | understand.shortcut | planned

@@ -30,7 +30,8 @@ def drawn(case):
 
     def blocks(tile):
         *leading, (last, _, _, d, _) = (*missing, *grid)
-        return int(np.prod([axis[0] for axis in leading])) * d * -(-(-(-last // d)) // tile)
+        lines = int(np.prod([axis[0] for axis in leading])) * d
+        return lines * (((last + d - 1) // d + tile - 1) // tile)
 
     return grid, arrays, geometry, blocks
 

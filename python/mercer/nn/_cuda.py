@@ -141,9 +141,10 @@ def neighborhood_attention_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """On the device of `query`; see `_dispatch.neighborhood_attention_gradients`."""
     if query.dtype == torch.float64:
-        given = [None if t is None else t.cpu() for t in (query, key, value, out, lse, grad, grad_lse)]
-        found = _dispatch.neighborhood_attention_gradients(*given, axes, scale)  # type: ignore[arg-type]
-        return tuple(t.to(query.device) for t in found)  # type: ignore[return-value]
+        q, k, v, o, log, g = (t.cpu() for t in (query, key, value, out, lse, grad))
+        by_lse = None if grad_lse is None else grad_lse.cpu()
+        by_q, by_k, by_v = _dispatch.neighborhood_attention_gradients(q, k, v, o, log, g, by_lse, axes, scale)
+        return by_q.to(query.device), by_k.to(query.device), by_v.to(query.device)
     query, key, value, grad = (t.contiguous() for t in (query, key, value, grad))
     shift = (out.float() * grad.float()).sum(-1)
     if grad_lse is not None:
@@ -171,8 +172,11 @@ def scatterbrain_tiles(
     count: torch.Tensor,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the tiles of a support add to each of their queries, (N, tiles, a) and twice (N, tiles, a, D): the largest score,
-    the sums of A v relative to its exponential, and those of phi·phi v. float32; count 0 is a pair that does not count."""
+    """What the tiles of a support add to each of their queries, (N, tiles, a) and twice (N, tiles, a, D).
+
+    The largest score, the sums of A v relative to its exponential, and those of phi·phi v; all float32. A pair whose
+    count is 0 does not count.
+    """
     n, (tiles, a, b) = len(q), count.shape[1:]
     m = 0 if features is None else features[0].shape[-1]
     top = q.new_empty(n, tiles, a)
@@ -207,7 +211,8 @@ def _geometry(
 def _blocks(axes: Sequence[int], tile: int) -> int:
     lengths, last = axes[0::5], axes[-5:]
     lines = math.prod(lengths[:-1]) * last[3]
-    return lines * -(-(-(-last[0] // last[3])) // tile)
+    longest = (last[0] + last[3] - 1) // last[3]
+    return lines * ((longest + tile - 1) // tile)
 
 
 def _launch_tiles(

@@ -23,6 +23,7 @@ __all__ = [
     "neighborhood_attention",
     "neighborhood_attention_gradients",
     "ratio_inverse",
+    "scatterbrain_tiles",
 ]
 
 
@@ -134,6 +135,29 @@ def neighborhood_attention_gradients(
     found = _neighborhood.attention_gradients(q, k, v, o, log, g, by_lse, grid_of(axes), scale)
     by_q, by_k, by_v = (torch.from_numpy(d).to(t) for d, t in zip(found, (query, key, value), strict=True))
     return by_q, by_k, by_v
+
+
+def scatterbrain_tiles(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    features: tuple[torch.Tensor, torch.Tensor] | None,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    count: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """What the tiles of a support add to each of their queries, by the CUDA kernel.
+
+    None where it does not apply: on the CPU, in float64, for gradients, for more than 256 columns.
+    """
+    if q.device.type != "cuda" or q.dtype != torch.float32 or v.shape[-1] > 256 or is_reference():
+        return None
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        return None
+    from mercer.nn import _cuda
+
+    return _cuda.scatterbrain_tiles(q, k, v, features, queries, keys, count, temperature)
 
 
 def _wide(t: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mercer.tour import columns, density, directions, private_density
+from mercer.tour import attention, columns, density, directions, private_density
 from mercer.tour.chapter import Chapter
 
 CHAPTERS: tuple[Chapter, ...] = (
@@ -10,4 +10,5 @@ CHAPTERS: tuple[Chapter, ...] = (
     density.CHAPTER,
     private_density.CHAPTER,
     columns.CHAPTER,
+    attention.CHAPTER,
 )

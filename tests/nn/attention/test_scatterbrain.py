@@ -245,6 +245,17 @@ def test_gradcheck(support):
         )
 
 
+@pytest.mark.parametrize("options", [{}, {"shrinkage": True}, {"support": None}])
+@pytest.mark.parametrize("factor", [1e-3, 3.0, 4.0, 40.0])
+def test_gradients_stay_finite_where_features_all_but_vanish(factor, options):
+    """A row whose estimates are 1e-20 of its exact part must not turn a training run into NaN."""
+    q, k, v = (x.requires_grad_() for x in draw(120, e=24, dtype=torch.float32))
+    options = {"n_features": 8, "window": 4, "causal": True, **options}
+    out = scatterbrain_attention(factor * q, factor * k, v, **options)
+    out.square().sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in (q, k, v)) and torch.isfinite(out).all()
+
+
 def test_dropout_falls_on_exact_weights_only():
     q, k, v = draw(80, dtype=torch.float32)
     torch.manual_seed(0)

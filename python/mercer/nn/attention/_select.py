@@ -62,6 +62,7 @@ def fit_budget(
     support: str = "local",
     splits: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0),
     rows: int = PILOT,
+    draws: int = 1,
     random_state: Any = 0,
     **options: Any,
 ) -> Plan:
@@ -76,6 +77,7 @@ def fit_budget(
         support: "local", "topk", "smyrf", "cross_polytope" or "block".
         splits: Shares of the support to try.
         rows: Queries of each head that exact attention is computed for, evenly spread.
+        draws: Draws of the features that errors are averaged over; the plan runs with the first.
         options: Of :func:`scatterbrain_attention`, for all.
 
     Returns:
@@ -92,10 +94,10 @@ def fit_budget(
         (torch.Size([1, 2, 256, 16]), True)
     """
     budget = _checks.integer("budget", budget, 4)
-    rows = _checks.integer("rows", rows, 1)
+    rows, draws = _checks.integer("rows", rows, 1), _checks.integer("draws", draws, 1)
     t, causal = query.shape[2], bool(options.get("causal", False))
     at = torch.linspace(0, t - 1, min(rows, t), device=query.device).round().long().unique()
-    common = {**options, "support": support, "random_state": _checks.random_seed(random_state)}
+    common = {**options, "support": support, "random_state": _checks.random_seed(random_state) % (1 << 62)}
     forms: list[tuple[int, int, bool]] = []
     for share in splits:
         numbers = min(round(budget * share), budget)
@@ -105,7 +107,11 @@ def fit_budget(
     errors = []
     for features, numbers, centred in forms:
         form = _form(features, numbers, centred, common)
-        errors.append(approximation_error(query, key, rows=at, **form)[0])
+        tried = [
+            approximation_error(query, key, rows=at, **{**form, "random_state": form["random_state"] + i})[0]
+            for i in range(draws if features else 1)
+        ]
+        errors.append(torch.stack(tried).mean(0))
     table = torch.stack(errors)
     return Plan(tuple(forms), table, table.mean(1).argmin(0), common)
 

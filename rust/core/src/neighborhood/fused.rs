@@ -1,8 +1,8 @@
 //! Softmax attention over neighborhoods, forward and backward: no weight is ever stored.
 
 use super::geometry::{Band, ROWS};
-use super::pack::{Cells, Columns, Partial, Rows, each_token, merge};
-use super::tile::{SPARE, Vectors, nowhere, scatter, scores, weighted_sums};
+use super::pack::{Cells, Columns, Partial, Rows, merge, rows_of_tile, vector_size};
+use super::tile::{SPARE, Source, Vectors, nowhere, scatter, scores, weighted_sums};
 use super::unfused::{Tile, each_piece, tiles_of};
 use super::{Layout, Shape, Strided};
 use crate::cancel::{Cancel, Cancelled};
@@ -60,10 +60,9 @@ pub fn forward<T: Element>(
     let order = super::geometry::Order::new(shape.grid);
     let tokens = shape.grid.tokens();
     assert_eq!(lse.len(), shape.batch * tokens * shape.heads);
-    let (own, shared) = ((shape.batch * shape.heads, shape.heads), (shape.batch * shape.kv_heads, shape.kv_heads));
-    let query = Rows::pack(&order, inputs.query, own, shape.dim, T::from_f64(inputs.scale));
+    let shared = (shape.batch * shape.kv_heads, shape.kv_heads);
     let key = Columns::pack(&order, inputs.key, shared, shape.dim);
-    let value = Rows::pack(&order, inputs.value, shared, shape.value_dim, T::from_f64(1.0));
+    let value = Rows::new(&order, inputs.value, shared, shape.value_dim);
     let (cells, log_sums) = (Cells::new(out), Cells::new(lse));
     let group = shape.heads / shape.kv_heads;
     each_piece(&shape, &order, cancel, |block, tiles| {
@@ -73,12 +72,12 @@ pub fn forward<T: Element>(
                 let (batch, head) = (block / shape.kv_heads, block % shape.kv_heads * group + head);
                 dispatch(Forward {
                     tile,
-                    query: &query.of(batch * shape.heads + head)[tile.query * query.padded..],
-                    padded: query.padded,
+                    query: inputs.query,
+                    query_at: batch * inputs.query.layout.batch + head * inputs.query.layout.head,
+                    scale: T::from_f64(inputs.scale),
                     dim: shape.dim,
                     key: key.of(block),
                     value: value.of(block),
-                    value_padded: value.padded,
                     value_dim: shape.value_dim,
                     out: cells,
                     at: batch * layout.batch + head * layout.head,
@@ -106,41 +105,40 @@ pub fn backward<T: Element>(
 ) -> Result<(), Cancelled> {
     shape.check();
     let order = super::geometry::Order::new(shape.grid);
-    let one = T::from_f64(1.0);
-    let (own, shared) = ((shape.batch * shape.heads, shape.heads), (shape.batch * shape.kv_heads, shape.kv_heads));
-    let query = Rows::pack(&order, inputs.query, own, shape.dim, T::from_f64(inputs.scale));
-    let key_rows = Rows::pack(&order, inputs.key, shared, shape.dim, one);
+    let shared = (shape.batch * shape.kv_heads, shape.kv_heads);
+    let key_rows = Rows::new(&order, inputs.key, shared, shape.dim);
     let key = Columns::pack(&order, inputs.key, shared, shape.dim);
     let value = Columns::pack(&order, inputs.value, shared, shape.value_dim);
-    let grad = Rows::pack(&order, gradients.grad, own, shape.value_dim, one);
-    let sums = row_sums(&shape, &order, &gradients, &grad);
     let tokens = shape.grid.tokens();
+    assert_eq!(gradients.lse.len(), shape.batch * tokens * shape.heads);
+    assert!(gradients.grad_lse.is_none_or(|g| g.len() == gradients.lse.len()));
+    let padded = [shape.dim, shape.value_dim].map(|columns| columns.next_multiple_of(vector_size::<T>()));
     let by_query = Cells::new(gradients.query);
     let group = shape.heads / shape.kv_heads;
     let partials = each_piece(&shape, &order, cancel, |block, tiles| {
         let keys = order.key_range(tiles.clone());
         let room = |padded: usize| Partial::new(&keys, (keys.len() + SPARE) * padded);
-        let (mut by_key, mut by_value) = (room(query.padded), room(grad.padded));
+        let (mut by_key, mut by_value) = (room(padded[0]), room(padded[1]));
         let mut scratch = Scratch::default();
         tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
             for head in 0..group {
                 let (batch, head) = (block / shape.kv_heads, block % shape.kv_heads * group + head);
-                let own = batch * shape.heads + head;
+                let at = |layout: Layout| batch * layout.batch + head * layout.head;
                 dispatch(Backward {
                     tile,
-                    query: &query.of(own)[tile.query * query.padded..],
-                    padded: query.padded,
+                    query: inputs.query,
                     dim: shape.dim,
-                    grad: &grad.of(own)[tile.query * grad.padded..],
-                    value_padded: grad.padded,
+                    grad: gradients.grad,
+                    out: gradients.out,
+                    at: [inputs.query.layout, gradients.grad.layout, gradients.out.layout].map(at),
                     value_dim: shape.value_dim,
-                    sums: &sums[own * (tokens + ROWS) + tile.query..][..ROWS],
+                    lse: (gradients.lse, gradients.grad_lse),
+                    lse_at: batch * tokens * shape.heads + head,
+                    heads: shape.heads,
                     key_rows: key_rows.of(block),
                     key: key.of(block),
                     value: value.of(block),
                     by_query,
-                    at: batch * inputs.query.layout.batch + head * inputs.query.layout.head,
-                    step: inputs.query.layout.token,
                     scale: T::from_f64(inputs.scale),
                     by_key: &mut by_key.sums,
                     by_value: &mut by_value.sums,
@@ -160,39 +158,11 @@ pub fn backward<T: Element>(
     Ok(())
 }
 
-/// Of each query: the logarithm of its sum, and what is taken from the gradients of its weights.
-fn row_sums<T: Element>(
-    shape: &Shape,
-    order: &super::geometry::Order,
-    gradients: &Gradients<'_, T>,
-    grad: &Rows<T>,
-) -> Vec<(T, T)> {
-    use rayon::prelude::*;
-    let (tokens, heads) = (shape.grid.tokens(), shape.heads);
-    assert_eq!(gradients.lse.len(), shape.batch * tokens * heads);
-    assert!(gradients.grad_lse.is_none_or(|g| g.len() == gradients.lse.len()));
-    let mut sums = vec![(T::default(), T::default()); shape.batch * heads * (tokens + ROWS)];
-    sums.par_chunks_mut(tokens + ROWS).enumerate().for_each(|(block, sums)| {
-        let at = gradients.out.layout.at(block, heads);
-        each_token(order, 0..tokens, |row, token| {
-            let out = &gradients.out.data[at + token * gradients.out.layout.token..][..shape.value_dim];
-            let grad = &grad.of(block)[row * grad.padded..][..shape.value_dim];
-            let mut both = [0.0; 4];
-            for (out, grad) in out.chunks(4).zip(grad.chunks(4)) {
-                for ((sum, out), grad) in both.iter_mut().zip(out).zip(grad) {
-                    *sum += out.to_f64() * grad.to_f64();
-                }
-            }
-            let index = (block / heads * tokens + token) * heads + block % heads;
-            let by_lse = gradients.grad_lse.map_or(0.0, |g| g[index].to_f64());
-            sums[row] = (gradients.lse[index], T::from_f64(both.iter().sum::<f64>() - by_lse));
-        });
-    });
-    sums
-}
-
 /// What one thread works in.
 struct Scratch<T> {
+    left: Vec<T>,
+    up: Vec<T>,
+    out: Vec<T>,
     scores: Vec<T>,
     products: Vec<T>,
     sums: Vec<T>,
@@ -205,6 +175,9 @@ struct Scratch<T> {
 impl<T> Default for Scratch<T> {
     fn default() -> Self {
         Self {
+            left: Vec::new(),
+            up: Vec::new(),
+            out: Vec::new(),
             scores: Vec::new(),
             products: Vec::new(),
             sums: Vec::new(),
@@ -262,12 +235,12 @@ fn fold<T: Element, V: Vector<T>>(of: V, maximum: bool) -> T {
 
 struct Forward<'a, T> {
     tile: Tile<'a>,
-    query: &'a [T],
-    padded: usize,
+    query: Strided<'a, T>,
+    query_at: usize,
+    scale: T,
     dim: usize,
     key: &'a [T],
-    value: &'a [T],
-    value_padded: usize,
+    value: Source<'a, T>,
     value_dim: usize,
     out: Cells<'a, T>,
     at: usize,
@@ -283,9 +256,10 @@ impl<T: Element> Kernel for Forward<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let size = T::Of::<L>::SIZE;
-        let Self { tile, scratch, value_padded, value_dim, .. } = self;
-        let band = tile.band;
-        let vectors = Vectors::new(tile.rows, band, tile.length, size);
+        let Self { tile, scratch, value_dim, .. } = self;
+        let (band, value_padded) = (tile.band, self.value.padded);
+        let padded = rows_of_tile(&self.query, self.query_at, &tile, self.dim, Some(self.scale), &mut scratch.left);
+        let vectors = Vectors::new(tile.rows, band, (tile.length, tile.step), size);
         scratch.mask(band, vectors.per_row * size);
         scratch.sums.clear();
         scratch.sums.resize(ROWS * value_padded, T::default());
@@ -297,8 +271,8 @@ impl<T: Element> Kernel for Forward<'_, T> {
             let stride = of.len() * size;
             let bias = Some(&scratch.bias[..]);
             scores::<L, T>(
-                self.query,
-                self.padded,
+                &scratch.left,
+                padded,
                 self.dim,
                 self.key,
                 &vectors,
@@ -326,7 +300,7 @@ impl<T: Element> Kernel for Forward<'_, T> {
             for i in band.rows..ROWS {
                 scratch.scores[i * stride..(i + 1) * stride].fill(T::default());
             }
-            weighted_sums::<L, T>(&scratch.scores, stride, self.value, value_padded, &vectors, of, &mut scratch.sums);
+            weighted_sums::<L, T>(&scratch.scores, stride, &self.value, &vectors, of, &mut scratch.sums);
         }
         for i in 0..band.rows {
             let token = tile.token + i * tile.step;
@@ -378,19 +352,20 @@ fn exponentials<L: Lanes, T: Element>(row: &mut [T], keep: &[T], first: usize, t
 
 struct Backward<'a, T> {
     tile: Tile<'a>,
-    query: &'a [T],
-    padded: usize,
+    query: Strided<'a, T>,
     dim: usize,
-    grad: &'a [T],
-    value_padded: usize,
+    grad: Strided<'a, T>,
+    out: Strided<'a, T>,
+    /// Where the head of each of the three begins.
+    at: [usize; 3],
     value_dim: usize,
-    sums: &'a [(T, T)],
-    key_rows: &'a [T],
+    lse: (&'a [T], Option<&'a [T]>),
+    lse_at: usize,
+    heads: usize,
+    key_rows: Source<'a, T>,
     key: &'a [T],
     value: &'a [T],
     by_query: Cells<'a, T>,
-    at: usize,
-    step: usize,
     scale: T,
     by_key: &'a mut [T],
     by_value: &'a mut [T],
@@ -403,9 +378,21 @@ impl<T: Element> Kernel for Backward<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let size = T::Of::<L>::SIZE;
-        let Self { tile, scratch, padded, dim, value_padded, first: base, .. } = self;
+        let Self { tile, scratch, dim, first: base, .. } = self;
         let band = tile.band;
-        let vectors = Vectors::new(tile.rows, band, tile.length, size);
+        let padded = rows_of_tile(&self.query, self.at[0], &tile, dim, Some(self.scale), &mut scratch.left);
+        let value_padded = rows_of_tile(&self.grad, self.at[1], &tile, self.value_dim, None, &mut scratch.up);
+        rows_of_tile(&self.out, self.at[2], &tile, self.value_dim, None, &mut scratch.out);
+        // Of each query: the logarithm of its sum, and what is taken from the gradients of its weights.
+        let mut sums = [(T::default(), T::default()); ROWS];
+        for (i, sum) in sums.iter_mut().enumerate().take(band.rows) {
+            let row = i * value_padded..(i + 1) * value_padded;
+            let index = self.lse_at + (tile.token + i * tile.step) * self.heads;
+            let by_lse = self.lse.1.map_or(0.0, |g| g[index].to_f64());
+            let shift = inner::<L, T>(&scratch.up[row.clone()], &scratch.out[row]) - by_lse;
+            *sum = (self.lse.0[index], T::from_f64(shift));
+        }
+        let vectors = Vectors::new(tile.rows, band, (tile.length, tile.step), size);
         scratch.mask(band, vectors.per_row * size);
         scratch.sums.clear();
         scratch.sums.resize(ROWS * padded, T::default());
@@ -417,9 +404,9 @@ impl<T: Element> Kernel for Backward<'_, T> {
             let stride = of.len() * size;
             let (weights, by_scores) = (&mut scratch.scores[..], &mut scratch.products[..]);
             let bias = Some(&scratch.bias[..]);
-            scores::<L, T>(self.query, padded, dim, self.key, &vectors, of.clone(), bias, weights, stride);
+            scores::<L, T>(&scratch.left, padded, dim, self.key, &vectors, of.clone(), bias, weights, stride);
             scores::<L, T>(
-                self.grad,
+                &scratch.up,
                 value_padded,
                 self.value_dim,
                 self.value,
@@ -438,21 +425,34 @@ impl<T: Element> Kernel for Backward<'_, T> {
                     continue;
                 }
                 let keep = &scratch.keep[i * vectors.per_row * size..(i + 1) * vectors.per_row * size];
-                softmax_gradient::<L, T>(weights, by_scores, keep, first % vectors.per_row, self.sums[i]);
+                softmax_gradient::<L, T>(weights, by_scores, keep, first % vectors.per_row, sums[i]);
             }
-            scatter::<L, T>(weights, stride, self.grad, value_padded, &vectors, of.clone(), self.by_value, base);
-            scatter::<L, T>(by_scores, stride, self.query, padded, &vectors, of.clone(), self.by_key, base);
-            weighted_sums::<L, T>(by_scores, stride, self.key_rows, padded, &vectors, of, &mut scratch.sums);
+            scatter::<L, T>(weights, stride, &scratch.up, value_padded, &vectors, of.clone(), self.by_value, base);
+            scatter::<L, T>(by_scores, stride, &scratch.left, padded, &vectors, of.clone(), self.by_key, base);
+            weighted_sums::<L, T>(by_scores, stride, &self.key_rows, &vectors, of, &mut scratch.sums);
         }
         for i in 0..band.rows {
             let token = tile.token + i * tile.step;
             // SAFETY: a query and head is written by its own tile only.
-            let out = unsafe { self.by_query.part(self.at + token * self.step, dim) };
+            let out = unsafe { self.by_query.part(self.at[0] + token * self.query.layout.token, dim) };
             for (out, sum) in out.iter_mut().zip(&scratch.sums[i * padded..]) {
                 *out = T::from_f64(sum.to_f64() * self.scale.to_f64());
             }
         }
     }
+}
+
+/// The inner product of two rows of whole vectors.
+#[inline(always)]
+fn inner<L: Lanes, T: Element>(a: &[T], b: &[T]) -> f64 {
+    let size = T::Of::<L>::SIZE;
+    let mut sum = T::Of::<L>::all(T::default());
+    assert_eq!(a.len(), b.len());
+    for at in (0..a.len() / size).map(|v| v * size) {
+        // SAFETY: inside both.
+        unsafe { sum = T::Of::<L>::read(a.as_ptr().add(at)).times_plus(T::Of::<L>::read(b.as_ptr().add(at)), sum) };
+    }
+    fold::<T, T::Of<L>>(sum, false).to_f64()
 }
 
 /// From scores and the gradients of weights to weights and the gradients of scores.

@@ -92,8 +92,9 @@ impl Line {
 /// A row of keys that all queries of a line see a part of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeyRow {
-    /// Its first token among the packed ones.
+    /// Its first token among the packed ones, and on the grid.
     pub base: usize,
+    pub origin: usize,
     /// The first of its weights among those of a query.
     pub slot: usize,
 }
@@ -151,10 +152,14 @@ impl Order {
         let [a, b, c] = self.grid.0;
         rows.clear();
         let (first, second) = (a.keys(line.shape[0], line.lead[0]), b.keys(line.shape[1], line.lead[1]));
+        // The token of the group's first row: this line's, less what leads to it.
+        let (down, right) = (a.dilation * b.length * c.length, b.dilation * c.length);
+        let corner = line.origin - line.lead[0] * down - line.lead[1] * right;
         for (t, y) in first.enumerate() {
             for (u, x) in second.clone().enumerate() {
                 let base = line.group + (y * line.shape[1] + x) * line.length;
-                rows.push(KeyRow { base, slot: (t * b.window + u) * c.window });
+                let origin = corner + y * down + x * right;
+                rows.push(KeyRow { base, origin, slot: (t * b.window + u) * c.window });
             }
         }
     }

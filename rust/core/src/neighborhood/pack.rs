@@ -5,12 +5,14 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use super::geometry::{Line, Order, ROWS};
+use super::tile::Source;
+use super::unfused::Tile;
 use super::{Layout, Strided};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::vector::Element;
 
 /// Tokens that are packed at a time.
-const PIECE: usize = 256;
+const PIECE: usize = 64;
 /// What a vector may read beyond the last key.
 const BEYOND: usize = 64;
 
@@ -47,50 +49,80 @@ impl<'a, T> Cells<'a, T> {
     }
 }
 
-/// Packed rows of each (batch, head): tokens in order, columns padded with zeros, and rows to spare.
+/// The rows of each (batch, head): as they lie where their columns are whole vectors, else packed in order, padded with
+/// zeros.
 #[derive(Debug)]
-pub(super) struct Rows<T> {
-    data: Vec<T>,
-    pub padded: usize,
-    block: usize,
+pub(super) enum Rows<'a, T> {
+    Direct(Strided<'a, T>, usize, usize),
+    Packed(Vec<T>, usize, usize),
 }
 
-impl<T: Element> Rows<T> {
-    /// Times `scale`.
-    pub fn pack(
-        order: &Order,
-        from: Strided<'_, T>,
-        (blocks, heads): (usize, usize),
-        columns: usize,
-        scale: T,
-    ) -> Self {
+impl<'a, T: Element> Rows<'a, T> {
+    pub fn new(order: &Order, from: Strided<'a, T>, (blocks, heads): (usize, usize), columns: usize) -> Self {
         let padded = columns.next_multiple_of(vector_size::<T>());
+        if padded == columns {
+            return Self::Direct(from, heads, columns);
+        }
         let tokens = order.grid.tokens();
-        let block = (tokens + ROWS) * padded;
+        let block = tokens * padded;
         let mut data = vec![T::default(); blocks * block];
-        let one = T::from_f64(1.0);
         data.par_chunks_mut(block.max(1)).enumerate().for_each(|(i, data)| {
-            let at = (i / heads) * from.layout.batch + (i % heads) * from.layout.head;
-            data[..tokens * padded].par_chunks_mut(PIECE * padded).enumerate().for_each(|(piece, rows)| {
+            let at = from.layout.at(i, heads);
+            data.par_chunks_mut(PIECE * padded).enumerate().for_each(|(piece, rows)| {
                 each_token(order, piece * PIECE..piece * PIECE + rows.len() / padded, |row, token| {
                     let start = at + token * from.layout.token;
-                    let to = &mut rows[(row - piece * PIECE) * padded..][..columns];
-                    let from = &from.data[start..start + columns];
-                    // Not `copy_from_slice`: a call costs more than these few numbers.
-                    if scale == one {
-                        to.iter_mut().zip(from).for_each(|(to, x)| *to = *x);
-                    } else {
-                        to.iter_mut().zip(from).for_each(|(to, x)| *to = T::from_f64(x.to_f64() * scale.to_f64()));
-                    }
+                    copy(&from.data[start..start + columns], &mut rows[(row - piece * PIECE) * padded..]);
                 });
             });
         });
-        Self { data, padded, block }
+        Self::Packed(data, block, padded)
     }
 
-    pub fn of(&self, block: usize) -> &[T] {
-        &self.data[block * self.block..(block + 1) * self.block]
+    pub fn of(&self, block: usize) -> Source<'_, T> {
+        match self {
+            Self::Direct(from, heads, columns) => Source {
+                data: from.data,
+                at: from.layout.at(block, *heads),
+                token: from.layout.token,
+                padded: *columns,
+            },
+            Self::Packed(data, size, padded) => {
+                Source { data: &data[block * size..(block + 1) * size], at: 0, token: 0, padded: *padded }
+            }
+        }
     }
+}
+
+/// Not `copy_from_slice`: a call costs more than these few numbers.
+#[inline(always)]
+pub(super) fn copy<T: Copy>(from: &[T], to: &mut [T]) {
+    to[..from.len()].iter_mut().zip(from).for_each(|(to, x)| *to = *x);
+}
+
+/// The rows of a tile's queries, `padded` columns each, times `scale`; zeros where there is no query.
+#[inline(always)]
+pub(super) fn rows_of_tile<T: Element>(
+    from: &Strided<'_, T>,
+    at: usize,
+    tile: &Tile<'_>,
+    columns: usize,
+    scale: Option<T>,
+    to: &mut Vec<T>,
+) -> usize {
+    let padded = columns.next_multiple_of(vector_size::<T>());
+    to.clear();
+    to.resize(ROWS * padded, T::default());
+    for (i, to) in to.chunks_mut(padded).take(tile.band.rows).enumerate() {
+        let start = at + (tile.token + i * tile.step) * from.layout.token;
+        let from = &from.data[start..start + columns];
+        match scale {
+            None => copy(from, to),
+            Some(scale) => {
+                to.iter_mut().zip(from).for_each(|(to, x)| *to = T::from_f64(x.to_f64() * scale.to_f64()));
+            }
+        }
+    }
+    padded
 }
 
 /// Rows of each (batch, head), transposed line by line: all tokens of a line for a column, then the next column.
@@ -106,13 +138,14 @@ impl<T: Element> Columns<T> {
         let mut data = vec![T::default(); blocks * block];
         let pieces: Vec<(&Line, usize)> =
             order.lines.iter().flat_map(|line| (0..line.length).step_by(PIECE).map(move |x| (line, x))).collect();
-        data.par_chunks_mut(block).enumerate().for_each(|(i, data)| {
-            let at = (i / heads) * from.layout.batch + (i % heads) * from.layout.head;
-            let (cells, step) = (Cells::new(data), from.layout.token);
-            pieces.par_iter().for_each(|(line, first)| {
+        let (cells, step) = (Cells::new(&mut data), from.layout.token);
+        (0..blocks / heads.max(1) * pieces.len()).into_par_iter().for_each(|i| {
+            let (batch, (line, first)) = (i / pieces.len(), &pieces[i % pieces.len()]);
+            // Head after head: they lie next to each other.
+            for head in 0..heads {
                 let last = line.length.min(first + PIECE);
-                let from = &from.data[at + line.origin * from.layout.token..];
-                let (base, length) = (line.base * columns, line.length);
+                let from = &from.data[from.layout.at(batch * heads + head, heads) + line.origin * from.layout.token..];
+                let (base, length) = ((batch * heads + head) * block + line.base * columns, line.length);
                 dispatch(Transpose {
                     from,
                     step: line.step * step,
@@ -122,7 +155,7 @@ impl<T: Element> Columns<T> {
                     length,
                     rows: *first..last,
                 });
-            });
+            }
         });
         Self { data, block }
     }
@@ -226,10 +259,16 @@ pub(super) fn merge<T: Element>(
     let padded = columns.next_multiple_of(vector_size::<T>());
     let cells = Cells::new(to);
     let tokens = order.grid.tokens();
-    partials.par_chunks(parts).enumerate().for_each(|(i, partials)| {
-        let at = (i / heads) * layout.batch + (i % heads) * layout.head;
-        (0..tokens).into_par_iter().step_by(PIECE).for_each(|piece| {
-            each_token(order, piece..tokens.min(piece + PIECE), |row, token| {
+    let pieces = tokens.div_ceil(PIECE);
+    let batches = partials.len() / parts / heads;
+    (0..batches * pieces).into_par_iter().for_each(|i| {
+        let (batch, first) = (i / pieces, i % pieces * PIECE);
+        let here = first..tokens.min(first + PIECE);
+        for head in 0..heads {
+            let block = batch * heads + head;
+            let at = layout.at(block, heads);
+            let partials = &partials[block * parts..(block + 1) * parts];
+            each_token(order, here.clone(), |row, token| {
                 // SAFETY: a token of a block is written here only.
                 let to = unsafe { cells.part(at + token * layout.token, columns) };
                 let mut written = false;
@@ -238,7 +277,7 @@ pub(super) fn merge<T: Element>(
                     if written {
                         to.iter_mut().zip(from).for_each(|(to, x)| *to = T::from_f64(to.to_f64() + x.to_f64()));
                     } else {
-                        to.copy_from_slice(from);
+                        copy(from, to);
                         written = true;
                     }
                 }
@@ -246,6 +285,6 @@ pub(super) fn merge<T: Element>(
                     to.fill(T::default());
                 }
             });
-        });
+        }
     });
 }

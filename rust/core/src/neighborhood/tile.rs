@@ -22,14 +22,25 @@ pub(super) struct Vectors<'a> {
     pub per_row: usize,
     pub start: usize,
     pub span: usize,
-    /// Tokens of a row.
+    /// Tokens of a row, and the step on the grid from one to the next.
     pub length: usize,
+    pub step: usize,
+}
+
+/// Rows of values: packed (`token` 0), or as they lie, where their columns are whole vectors.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source<'a, T> {
+    pub data: &'a [T],
+    /// Where the first token is, and from one to the next.
+    pub at: usize,
+    pub token: usize,
+    pub padded: usize,
 }
 
 impl<'a> Vectors<'a> {
     #[inline(always)]
-    pub fn new(rows: &'a [KeyRow], band: &Band, length: usize, size: usize) -> Self {
-        Self { rows, per_row: band.span.div_ceil(size), start: band.start, span: band.span, length }
+    pub fn new(rows: &'a [KeyRow], band: &Band, (length, step): (usize, usize), size: usize) -> Self {
+        Self { rows, per_row: band.span.div_ceil(size), start: band.start, span: band.span, length, step }
     }
 
     #[inline(always)]
@@ -44,6 +55,17 @@ impl<'a> Vectors<'a> {
         (self.rows[row].base + self.start + at, (self.span - at).min(size))
     }
 
+    /// Where the row of the first key of a vector begins, from there to the next, and how many lanes are keys.
+    #[inline(always)]
+    fn values<T>(&self, of: &Source<'_, T>, vector: usize, size: usize) -> (usize, usize, usize) {
+        let (row, at) = (&self.rows[vector / self.per_row], vector % self.per_row * size);
+        let lanes = (self.span - at).min(size);
+        if of.token == 0 {
+            return ((row.base + self.start + at) * of.padded, of.padded, lanes);
+        }
+        (of.at + (row.origin + (self.start + at) * self.step) * of.token, self.step * of.token, lanes)
+    }
+
     /// Where the vector begins among transposed rows of `depth` numbers a key.
     #[inline(always)]
     fn transposed(&self, vector: usize, size: usize, depth: usize) -> usize {
@@ -55,6 +77,7 @@ impl<'a> Vectors<'a> {
 /// `to` (ROWS x vectors of `of`, `stride` apart) = `bias` + products of `left` (ROWS rows, `left_stride` apart) with the
 /// transposed keys. `bias`, where given, is that of one row of keys and repeats.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn scores<L: Lanes, T: Element>(
     left: &[T],
     left_stride: usize,
@@ -178,23 +201,22 @@ fn next_width(left: usize) -> usize {
 }
 
 /// `to` (ROWS x padded, dense) += sums over the keys of `of` of `weights` (`stride` apart, the first vector of `of` first)
-/// times the rows of `values` (padded, dense).
+/// times the rows of `values`.
 #[inline(always)]
 pub(super) fn weighted_sums<L: Lanes, T: Element>(
     weights: &[T],
     stride: usize,
-    values: &[T],
-    padded: usize,
+    values: &Source<'_, T>,
     vectors: &Vectors<'_>,
     of: std::ops::Range<usize>,
     to: &mut [T],
 ) {
-    let size = T::Of::<L>::SIZE;
+    let (size, padded) = (T::Of::<L>::SIZE, values.padded);
     assert!((ROWS - 1) * stride + of.len() * size <= weights.len() && ROWS * padded <= to.len());
     assert!(padded.is_multiple_of(size));
     for vector in of.clone() {
-        let (first, lanes) = vectors.keys(vector, size);
-        assert!((first + lanes) * padded <= values.len());
+        let (first, step, lanes) = vectors.values(values, vector, size);
+        assert!(first + (lanes - 1) * step + padded <= values.data.len());
     }
     let mut column = 0;
     while column < padded / size {
@@ -206,7 +228,8 @@ pub(super) fn weighted_sums<L: Lanes, T: Element>(
                 let corner = Sums {
                     weights: weights.as_ptr().add(row * stride),
                     stride,
-                    values: values.as_ptr().add(column * size),
+                    source: values,
+                    column: column * size,
                     to: to.as_mut_ptr().add(row * padded + column * size),
                     padded,
                 };
@@ -225,15 +248,16 @@ pub(super) fn weighted_sums<L: Lanes, T: Element>(
     }
 }
 
-struct Sums<T> {
+struct Sums<'a, T> {
     weights: *const T,
     stride: usize,
-    values: *const T,
+    source: &'a Source<'a, T>,
+    column: usize,
     to: *mut T,
     padded: usize,
 }
 
-impl<T: Element> Sums<T> {
+impl<T: Element> Sums<'_, T> {
     /// # Safety
     /// All that it points to is inside.
     #[inline(always)]
@@ -253,8 +277,8 @@ impl<T: Element> Sums<T> {
             }
             let mut weights = self.weights;
             for vector in of {
-                let (first, lanes) = vectors.keys(vector, V::SIZE);
-                let mut value = self.values.add(first * self.padded);
+                let (first, step, lanes) = vectors.values(self.source, vector, V::SIZE);
+                let mut value = self.source.data.as_ptr().add(first + self.column);
                 for lane in 0..lanes {
                     let mut right = [zero; WIDTH];
                     for (j, right) in right.iter_mut().enumerate() {
@@ -266,7 +290,7 @@ impl<T: Element> Sums<T> {
                             *sum = left.times_plus(right, *sum);
                         }
                     }
-                    value = value.add(self.padded);
+                    value = value.add(step);
                 }
                 weights = weights.add(V::SIZE);
             }
@@ -285,6 +309,7 @@ pub(super) const SPARE: usize = 16;
 /// The transpose of [`weighted_sums`]: rows of `to` (those of the keys, counted from `first`) += sums over the ROWS queries
 /// of `weights` times the rows of `left` (padded, dense). Weights beyond a band are 0; `to` has [`SPARE`] rows to spare.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn scatter<L: Lanes, T: Element>(
     weights: &[T],
     stride: usize,

@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::geometry::{Band, KeyRow, Order, ROWS};
-use super::pack::{Cells, Columns, Partial, Rows, merge};
-use super::tile::{SPARE, Vectors, scatter, scores, weighted_sums};
+use super::pack::{Cells, Columns, Partial, Rows, merge, rows_of_tile, vector_size};
+use super::tile::{SPARE, Source, Vectors, scatter, scores, weighted_sums};
 use super::{Layout, Shape, Strided, part};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
@@ -29,16 +29,16 @@ pub fn products<T: Element>(
     let (blocks, d) = ((shape.batch * shape.heads, shape.heads), shape.dim);
     let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
     assert_eq!(to.len(), blocks.0 * tokens * window);
-    let query = Rows::pack(&order, query, blocks, d, T::from_f64(1.0));
     let key = Columns::pack(&order, key, blocks, d);
     let cells = Cells::new(to);
     each_piece(&shape, &order, cancel, |block, tiles| {
-        let left = query.of(block);
+        let mut left = Vec::new();
         tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
             dispatch(ProductsOf {
                 tile,
-                left: &left[tile.query * query.padded..],
-                padded: query.padded,
+                query,
+                at: query.layout.at(block, shape.heads),
+                left: &mut left,
                 d,
                 key: key.of(block),
                 block,
@@ -68,7 +68,7 @@ pub fn aggregate<T: Element>(
     let (blocks, d) = ((shape.batch * shape.heads, shape.heads), shape.value_dim);
     let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
     assert_eq!(weights.len(), blocks.0 * tokens * window);
-    let value = Rows::pack(&order, value, blocks, d, T::from_f64(1.0));
+    let value = Rows::new(&order, value, blocks, d);
     let cells = Cells::new(to);
     each_piece(&shape, &order, cancel, |block, tiles| {
         let (weights, at) =
@@ -80,7 +80,6 @@ pub fn aggregate<T: Element>(
                 weights,
                 window,
                 value: value.of(block),
-                padded: value.padded,
                 d,
                 cells,
                 at,
@@ -108,20 +107,21 @@ pub fn inverse<T: Element>(
     let (blocks, d) = ((shape.batch * shape.heads, shape.heads), shape.value_dim);
     let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
     assert_eq!(weights.len(), blocks.0 * tokens * window);
-    let from = Rows::pack(&order, from, blocks, d, T::from_f64(1.0));
+    let padded = d.next_multiple_of(vector_size::<T>());
     let partials = each_piece(&shape, &order, cancel, |block, tiles| {
         let weights = &weights[block * tokens * window..(block + 1) * tokens * window];
         let keys = order.key_range(tiles.clone());
-        let mut part = Partial::new(&keys, (keys.len() + SPARE) * from.padded);
-        let mut buffer = Vec::new();
+        let mut part = Partial::new(&keys, (keys.len() + SPARE) * padded);
+        let (mut buffer, mut left) = (Vec::new(), Vec::new());
         tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
-            let left = &from.of(block)[tile.query * from.padded..];
             dispatch(Inverse {
                 tile,
                 weights,
                 window,
-                left,
-                padded: from.padded,
+                from,
+                at: from.layout.at(block, shape.heads),
+                d,
+                left: &mut left,
                 sums: &mut part.sums,
                 first: part.first,
                 buffer: &mut buffer,
@@ -172,9 +172,7 @@ pub(super) struct Tile<'a> {
     pub band: &'a Band,
     /// Tokens of a line.
     pub length: usize,
-    /// The first query among the packed ones.
-    pub query: usize,
-    /// The first on the grid, and the step to the next.
+    /// The first query on the grid, and the step to the next.
     pub token: usize,
     pub step: usize,
 }
@@ -199,7 +197,6 @@ pub(super) fn tiles_of(
                 rows: &rows,
                 band: &band,
                 length: line.length,
-                query: line.base + first,
                 token: line.origin + first * line.step,
                 step: line.step,
             });
@@ -221,8 +218,9 @@ fn chunks(vectors: &Vectors<'_>) -> impl Iterator<Item = std::ops::Range<usize>>
 
 struct ProductsOf<'a, T> {
     tile: Tile<'a>,
-    left: &'a [T],
-    padded: usize,
+    query: Strided<'a, T>,
+    at: usize,
+    left: &'a mut Vec<T>,
     d: usize,
     key: &'a [T],
     block: usize,
@@ -235,9 +233,10 @@ impl<T: Element> Kernel for ProductsOf<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { tile, left, padded, d, key, block, window, tokens, cells } = self;
+        let Self { tile, query, at, left, d, key, block, window, tokens, cells } = self;
         let size = T::Of::<L>::SIZE;
-        let vectors = Vectors::new(tile.rows, tile.band, tile.length, size);
+        let padded = rows_of_tile(&query, at, &tile, d, None, left);
+        let vectors = Vectors::new(tile.rows, tile.band, (tile.length, tile.step), size);
         let mut buffer = vec![T::default(); ROWS * CHUNK.max(vectors.per_row) * size];
         for i in 0..tile.band.rows {
             // SAFETY: a query's weights are written by its own tile only.
@@ -288,8 +287,7 @@ struct Aggregate<'a, T> {
     tile: Tile<'a>,
     weights: &'a [T],
     window: usize,
-    value: &'a [T],
-    padded: usize,
+    value: Source<'a, T>,
     d: usize,
     cells: Cells<'a, T>,
     at: usize,
@@ -301,14 +299,14 @@ impl<T: Element> Kernel for Aggregate<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { tile, weights, window, value, padded, d, cells, at, layout, buffers: (buffer, sums) } = self;
-        let size = T::Of::<L>::SIZE;
-        let vectors = Vectors::new(tile.rows, tile.band, tile.length, size);
+        let Self { tile, weights, window, value, d, cells, at, layout, buffers: (buffer, sums) } = self;
+        let (size, padded) = (T::Of::<L>::SIZE, value.padded);
+        let vectors = Vectors::new(tile.rows, tile.band, (tile.length, tile.step), size);
         sums.clear();
         sums.resize(ROWS * padded, T::default());
         for of in chunks(&vectors) {
             spread(&tile, &vectors, &of, size, weights, window, buffer);
-            weighted_sums::<L, T>(buffer, of.len() * size, value, padded, &vectors, of, sums);
+            weighted_sums::<L, T>(buffer, of.len() * size, &value, &vectors, of, sums);
         }
         for i in 0..tile.band.rows {
             // SAFETY: a query's sums are written by its own tile only.
@@ -322,8 +320,10 @@ struct Inverse<'a, T> {
     tile: Tile<'a>,
     weights: &'a [T],
     window: usize,
-    left: &'a [T],
-    padded: usize,
+    from: Strided<'a, T>,
+    at: usize,
+    d: usize,
+    left: &'a mut Vec<T>,
     sums: &'a mut [T],
     first: usize,
     buffer: &'a mut Vec<T>,
@@ -333,9 +333,10 @@ impl<T: Element> Kernel for Inverse<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { tile, weights, window, left, padded, sums, first, buffer } = self;
+        let Self { tile, weights, window, from, at, d, left, sums, first, buffer } = self;
         let size = T::Of::<L>::SIZE;
-        let vectors = Vectors::new(tile.rows, tile.band, tile.length, size);
+        let padded = rows_of_tile(&from, at, &tile, d, None, left);
+        let vectors = Vectors::new(tile.rows, tile.band, (tile.length, tile.step), size);
         for of in chunks(&vectors) {
             spread(&tile, &vectors, &of, size, weights, window, buffer);
             scatter::<L, T>(buffer, of.len() * size, left, padded, &vectors, of, sums, first);

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mercer import _checks
+from mercer.nn import _dispatch
 from mercer.nn.attention.neighborhood._products import _real, _same
 from mercer.nn.attention.scatterbrain import _supports
 from mercer.nn.attention.scatterbrain._features import KINDS, orthogonal_gaussian, performer_features
@@ -418,8 +419,7 @@ def _assemble(
         exact, on_support, top, shares = _on_support(form, q, k, v, low, pairs, top)
     if low is None:
         assert exact is not None
-        total = exact[..., -1:]
-        return torch.where(total > 0, exact[..., :-1] / torch.where(total > 0, total, 1.0), 0.0)
+        return _divided(exact)
     rest = _prefix_sums(low, v) if form.causal else low.queries @ (low.keys.mT @ v)
     if on_support is not None:
         # What is left of a sum that the support exhausts is rounding.
@@ -429,8 +429,16 @@ def _assemble(
         rest = rest * shares[..., None]
     rest = rest * (low.log - top).exp()[..., None]
     both = rest if exact is None else exact + rest
-    total = both[..., -1:]
-    return torch.where(total > 0, both[..., :-1] / torch.where(total > 0, total, 1.0), 0.0)
+    return _divided(both)
+
+
+def _divided(sums: torch.Tensor) -> torch.Tensor:
+    """All columns by the last; 0 where that is 0."""
+    total = sums[..., -1:].detach()
+    there = total > 1e-36
+    # First by what has no gradient: that of a quotient has the square of a small total below it.
+    sums = sums / torch.where(there, total, 1.0)
+    return torch.where(there, sums[..., :-1] / torch.where(there, sums[..., -1:], 1.0), 0.0)
 
 
 def _on_support(
@@ -447,6 +455,14 @@ def _on_support(
     n, t = q.shape[:2]
     at_q, at_k = pairs.queries.expand(n, -1, -1), pairs.keys.expand(n, -1, -1)
 
+    if not form.dropout and not form.shrinkage:
+        count = pairs.pairs if pairs.count is None else pairs.count * pairs.pairs
+        features = None if low is None else (low.queries, low.keys)
+        done = _dispatch.scatterbrain_tiles(
+            q, k, v, features, pairs.queries, pairs.keys, count, form.temperature
+        )
+        if done is not None:
+            return _gathered(form, at_q, top, *done, low is not None)
     v_tiles = _take(v, at_k)
     log = form.temperature * (_take(q, at_q) @ _take(k, at_k).mT)  # (N, tiles, a, b)
     if pairs.count is not None:
@@ -472,10 +488,36 @@ def _on_support(
         whole = products / times
         fit = by_query(torch.stack([(weights * whole * times).sum(-1), (whole.square() * times).sum(-1)], -1))
         least = fit[..., 1] * (low.log - top).exp()
-        shares = torch.where(least > 0, (fit[..., 0] / torch.where(least > 0, least, 1.0)).clamp(0, 1), 1.0)
+        there = least.detach() > 1e-18  # else the fit is beyond 1, and its gradient beyond all numbers
+        shares = torch.where(there, (fit[..., 0] / torch.where(there, least, 1.0)).clamp(0, 1), 1.0)
     if pairs.count is not None:
         products = products / pairs.count.clamp(min=1)
     return exact, by_query(products @ v_tiles), top, shares
+
+
+def _gathered(
+    form: _Form,
+    at: torch.Tensor,
+    top: torch.Tensor,
+    of_tile: torch.Tensor,
+    exact: torch.Tensor,
+    estimate: torch.Tensor,
+    has_features: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """What tiles gave each of their queries (largest score, sums, estimates), added up query by query."""
+    n, t = top.shape
+    rows = at.flatten(1)
+    top = top.scatter_reduce(1, rows, of_tile.flatten(1), "amax")
+    none = top < -1e29  # no pair and no features
+    top = torch.where(none, 0.0, top)
+    scale = (of_tile - top.gather(1, rows).view(of_tile.shape)).exp()
+    index = rows[..., None].expand(-1, -1, exact.shape[-1])
+
+    def by_query(x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(n, t, x.shape[-1]).scatter_add(1, index, x.flatten(1, 2))
+
+    whole = by_query(exact * scale[..., None])
+    return whole, by_query(estimate) if has_features else None, top, top.new_ones(n, t)
 
 
 def _take(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:

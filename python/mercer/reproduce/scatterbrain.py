@@ -1,0 +1,402 @@
+"""scatterbrain: Chen, Dao, Winsor, Song, Rudra and Ré, "Scatterbrain: Unifying Sparse and Low-rank Attention".
+
+NeurIPS 2021. Claims: at equal memory, an exact sparse part and random features elsewhere approximate attention
+better than either alone, in between the peaked rows where sparse wins and the flat ones where features win;
+unbiased, in linear time; and language models trained with it reach lower perplexities. Measured on the queries
+and keys of a sentence encoder over a long text, by temperature, and on small character-level models trained here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mercer.nn.attention import fit_budget
+from mercer.nn.attention.scatterbrain import (
+    ScatterbrainAttention,
+    approximation_error,
+    estimated_matrix,
+    scatterbrain_attention,
+)
+from mercer.reproduce import Evidence, Progress, Row
+
+__all__ = ["plot", "run"]
+
+SEED, BUDGET = 1, 64
+TEMPERATURES = (2.0, 1.0, 0.5, 0.25, 0.1)
+SUPPORTS = ("topk", "local", "smyrf", "cross_polytope")
+WHY = "one part alone is better at the ends, and where the support misses what is large"
+#: Layers and heads whose queries and keys are looked at.
+LAYERS, HEADS = range(6), (1, 6, 11)
+#: Character models: tokens, columns, heads, layers, batch, numbers a token.
+CONTEXT, WIDTH, N_HEADS, DEPTH, BATCH, NUMBERS = 256, 96, 4, 2, 8, 64
+#: Characters that stay together when some are held out.
+BLOCK = 16_384
+
+
+def run(*, quick: bool, progress: Progress) -> Evidence:
+    """Measure the claims: under a minute with `quick`, some minutes without."""
+    rows: list[Row] = []
+    progress("queries and keys of a sentence encoder", 0.0)
+    q, k = _real_attention(256 if quick else 512)
+    sweep = _sweep(q, k, 4, progress)
+    _errors(sweep, rows)
+    progress("bias", 0.35)
+    _bias(2000 if quick else 10_000, rows)
+    progress("time and memory", 0.4)
+    times = _linear((1024, 4096) if quick else (2048, 4096, 8192, 16_384), rows)
+    models = _language(quick, rows, progress)
+    figures = {"sweep": sweep, "times": times, "models": models}
+    return Evidence("scatterbrain", rows, seed=SEED, figures=figures)
+
+
+def _real_attention(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1, 18, tokens, 32) of the heads of all six layers, over a licence text."""
+    from mercer.text.minilm import MiniLM
+
+    model = MiniLM.from_package()
+    ids = torch.tensor(model.tokenize([_text()], tokens)[0])[None]
+    caught: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def catching(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any = None) -> torch.Tensor:
+        caught.append((q, k))
+        return F.scaled_dot_product_attention(q, k, v, mask)
+
+    for layer in model.layers:
+        layer.attention.mix = catching
+    with torch.no_grad():
+        model(ids)
+    q, k = (torch.cat([caught[i][side][:, list(HEADS)] for i in LAYERS], 1) for side in (0, 1))
+    return q, k
+
+
+def _text() -> str:
+    """The licence of torch, as it is installed: some pages of English."""
+    files = importlib.metadata.files("torch") or []
+    licences = [f for f in files if "LICENSE" in f.name.upper()]
+    return max((f.read_text() for f in licences), key=len) if licences else __doc__ * 20
+
+
+def _sweep(q: torch.Tensor, k: torch.Tensor, seeds: int, progress: Progress) -> list[dict[str, Any]]:
+    """Median over heads of the relative error of the weights, mean over seeds, at `BUDGET` numbers a token."""
+    base = q.shape[-1] ** -0.5
+    table = []
+
+    def measured(temperature: float, m: int, support: str | None, **options: Any) -> tuple[Any, Any]:
+        found = [
+            approximation_error(q, k, m, support, temperature=temperature, random_state=s, **options)
+            for s in range(seeds if m else 1)
+        ]
+        return torch.stack([error[0] for error, _ in found]).mean(0), found[0][1][0]
+
+    for i, factor in enumerate(TEMPERATURES):
+        progress(f"errors at {factor:g} times the temperature", 0.05 + 0.3 * i / len(TEMPERATURES))
+        temperature = factor * base
+        official, _ = measured(temperature, BUDGET, None, features="positive")
+        cosh, _ = measured(temperature, BUDGET, None)
+        for support in SUPPORTS:
+            whole = {"window": BUDGET, "topk": BUDGET, "cluster_size": BUDGET // 2}
+            half = {name: size // 2 for name, size in whole.items()}
+            sparse, recall = measured(temperature, 0, support, **whole)
+            paper, half_recall = measured(temperature, BUDGET // 2, support, **half)
+            rowwise, _ = measured(temperature, BUDGET // 2, support, **half, shrinkage=True, centre=True)
+            plan = fit_budget(q, k, BUDGET, support=support, temperature=temperature, draws=4)
+            fitted = _of_plan(plan, measured, temperature, support)
+            table.append({
+                "temperature": factor, "support": support, "recall": float(recall.median()),
+                "recall_of_half": float(half_recall.median()), "performer": float(official.median()),
+                "features": float(cosh.median()), "sparse": float(sparse.median()), "paper": float(paper.median()),
+                "shrunk_and_centred": float(rowwise.median()), "improved": float(fitted.median()),
+            })  # fmt: skip
+    return table
+
+
+def _of_plan(plan: Any, measured: Any, temperature: float, support: str) -> torch.Tensor:
+    """The error of each head in the form that its plan chose, on all rows and other seeds."""
+    out = torch.zeros(len(plan.chosen))
+    for at in plan.chosen.unique().tolist():
+        features, numbers, centred = plan.forms[at]
+        sizes = {"window": max(numbers, 1), "topk": max(numbers, 1), "cluster_size": max(numbers // 2, 1)}
+        chosen = support if numbers else None
+        error, _ = measured(temperature, features, chosen, shrinkage=True, centre=centred, **sizes)
+        out[plan.chosen == at] = error[plan.chosen == at]
+    return out
+
+
+def _errors(sweep: list[dict[str, Any]], rows: list[Row]) -> None:
+    for entry in sweep:
+        best = min(entry["sparse"], entry["performer"])
+        alone = min(entry["sparse"], entry["features"])
+        where = f"{entry['temperature']:g} x temperature, {entry['support']}"
+        recall = f"recall {entry['recall']:.2f}"
+        middle = entry["temperature"] == 0.5 and entry["support"] == "topk"
+        rows.append(Row(
+            f"{where} ({recall}): the paper's estimator, of sparse alone and Performer", "relative error",
+            baseline=best, ours=entry["paper"], paper="2.1 x lower on average", better="lower",
+            holds=entry["paper"] * (1.3 if middle else 1) <= best, must_hold=middle,
+            note=f"{best / entry['paper']:.2f} times lower: {WHY}",
+        ))  # fmt: skip
+        rows.append(Row(
+            f"{where} ({recall}): split fitted, rows shrunk, centred, of sparse alone and features alone",
+            "relative error", baseline=alone, ours=entry["improved"], better="lower",
+            holds=entry["improved"] <= 1.05 * alone, must_hold=True,
+            note=f"{alone / entry['improved']:.2f} times lower",
+                  
+                  
+                  
+                 
+                 
+                 
+                
+                
+                
+               
+               
+               
+              
+              
+              
+             
+             
+             
+            
+            
+            
+                
+                
+                
+               
+               
+               
+              
+              
+              
+             
+             
+             
+            
+            
+            
+        ))  # fmt: skip
+    gains = [
+        min(e["sparse"], e["performer"]) / e["improved"]
+        for e in sweep
+        if e["support"] == "topk" and e["temperature"] <= 1
+    ]
+    rows.append(Row(
+        "improved against the better part alone, top-k support, mean over temperatures to 1", "x lower",
+        ours=statistics.mean(gains), paper=2.1, better="higher", holds=statistics.mean(gains) >= 1.3,
+        spread=(min(gains), max(gains)), note="below 1.3",
+    ))  # fmt: skip
+    hashed = [e for e in sweep if e["support"] in ("smyrf", "cross_polytope")]
+    least = min(e["recall"] for e in hashed)
+    rows.append(Row(
+        f"recall of hashed supports of {BUDGET} keys, least and most over temperatures", "", ours=least,
+        spread=(least, max(e["recall"] for e in hashed)), better="higher", holds=least >= 0.8,
+        note="the encoder's largest products are not near in angle: below 0.8 at and above half the temperature",
+    ))  # fmt: skip
+
+
+def _bias(draws: int, rows: list[Row]) -> None:
+    rng = np.random.default_rng(SEED)
+    q, k = (torch.tensor(0.5 * rng.standard_normal((1, 1, 8, 8))) for _ in range(2))
+    exact = (8**-0.5 * q @ k.mT).exp()[0, 0]
+    many = torch.stack(
+        [estimated_matrix(q, k, 8, "local", window=3, random_state=i)[0, 0] for i in range(draws)]
+    )
+    off = many.std(0) > 1e-9
+    z = ((many.mean(0) - exact) / (many.std(0) / math.sqrt(draws)))[off].abs().max()
+    on = float((many.mean(0) - exact)[~off].abs().max())
+    rows.append(Row(
+        f"largest z of {int(off.sum())} entries off the support, {draws} draws of features", "standard errors",
+        ours=float(z), better="lower", holds=bool(z < 5), must_hold=True, note="biased",
+    ))  # fmt: skip
+    rows.append(Row(
+        "largest error on the support", "absolute", ours=on, better="lower", holds=on < 1e-12, must_hold=True,
+        note="not exact",
+    ))  # fmt: skip
+
+
+def _linear(sizes: tuple[int, ...], rows: list[Row]) -> dict[str, list[float]]:
+    generator = torch.Generator().manual_seed(SEED)
+    times: dict[str, list[float]] = {
+        "tokens": [float(n) for n in sizes],
+        "exact": [],
+        "scatterbrain": [],
+        "smyrf": [],
+    }
+    for n in sizes:
+        q, k, v = (torch.randn(1, 4, n, 64, generator=generator) for _ in range(3))
+        for name, call in (
+            ("exact", lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v)),
+            ("scatterbrain", lambda q=q, k=k, v=v: scatterbrain_attention(q, k, v, 64, window=64)),
+            ("smyrf", lambda q=q, k=k, v=v: scatterbrain_attention(q, k, v, 64, "smyrf", cluster_size=32)),
+        ):
+            turns = []
+            for _ in range(4):
+                start = time.perf_counter()
+                call()
+                turns.append(time.perf_counter() - start)
+            times[name].append(1e3 * statistics.median(turns[1:]))
+    growth = times["scatterbrain"][-1] / times["scatterbrain"][0]
+    factor = sizes[-1] / sizes[0]
+    rows.append(Row(
+        f"time of {sizes[-1]} tokens over that of {sizes[0]} (local support; baseline: exact)", "",
+        baseline=times["exact"][-1] / times["exact"][0], ours=growth, paper=factor, better="lower",
+        holds=growth <= 1.5 * factor, note="grows faster than the sequence",
+    ))  # fmt: skip
+    rows.append(Row(
+        f"{sizes[-1]} tokens, 4 heads of 64 columns: forward, against exact attention", "ms",
+        baseline=times["exact"][-1],
+        ours=times["scatterbrain"][-1], better="lower", holds=times["scatterbrain"][-1] < times["exact"][-1],
+        note="slower than exact attention at this length",
+    ))  # fmt: skip
+    layer = ScatterbrainAttention(64, 64, window=64)
+    rows.append(Row(
+        f"numbers that stand for a row of the matrix, {sizes[-1]} tokens", "", baseline=sizes[-1],
+        ours=layer.numbers_per_token(sizes[-1]), paper="98 % less", better="lower",
+        holds=layer.numbers_per_token(sizes[-1]) <= 0.02 * sizes[-1] or sizes[-1] < 6400, must_hold=True,
+        note="more than 2 %",
+    ))  # fmt: skip
+    return times
+
+
+class _Characters(nn.Module):
+    """A small causal transformer over bytes."""
+
+    def __init__(self, vocabulary: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(vocabulary, WIDTH), nn.Embedding(CONTEXT, WIDTH)
+        self.attention = attention
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({
+                "norm1": nn.LayerNorm(WIDTH), "qkv": nn.Linear(WIDTH, 3 * WIDTH), "out": nn.Linear(WIDTH, WIDTH),
+                "norm2": nn.LayerNorm(WIDTH), "up": nn.Linear(WIDTH, 4 * WIDTH), "down": nn.Linear(4 * WIDTH, WIDTH),
+            })
+            for _ in range(DEPTH)
+        )  # fmt: skip
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, vocabulary)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.embed(x) + self.place.weight[: x.shape[1]]
+        for block in self.blocks:
+            y = block["norm1"](h)
+            # Half the columns are the token's before: pairs of characters are there to be matched.
+            before = F.pad(y, (0, 0, 1, 0))[:, :-1]
+            y = torch.cat([y[..., : WIDTH // 2], before[..., WIDTH // 2 :]], -1)
+            q, k, v = (t.unflatten(-1, (N_HEADS, -1)).transpose(1, 2) for t in block["qkv"](y).chunk(3, -1))
+            h = h + block["out"](self.attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+            h = h + block["down"](F.gelu(block["up"](block["norm2"](h))))
+        return self.head(self.norm(h))
+
+
+def _corpus() -> tuple[torch.Tensor, torch.Tensor]:
+    """The Python sources of numpy as it is installed, as bytes: every tenth block is held out."""
+    root = Path(np.__file__).parent
+    files = [path for path in sorted(root.glob("**/*.py")) if "tests" not in path.parts]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files).encode("ascii", "ignore")
+    data = torch.from_numpy(np.frombuffer(text, np.uint8).astype(np.int64))
+    blocks = data[: len(data) // BLOCK * BLOCK].view(-1, BLOCK)
+    held = torch.arange(len(blocks)) % 10 == 9
+    return blocks[~held].flatten(), blocks[held].flatten()
+
+
+def _language(quick: bool, rows: list[Row], progress: Progress) -> dict[str, list[float]]:
+    train, held = _corpus()
+    head = WIDTH // N_HEADS
+    ways = {
+        "scatterbrain": lambda: ScatterbrainAttention(head, NUMBERS // 2, window=NUMBERS // 2),
+        "sparse": lambda: ScatterbrainAttention(head, 0, window=NUMBERS),
+        "low rank": lambda: ScatterbrainAttention(head, NUMBERS, None),
+        "exact": lambda: F.scaled_dot_product_attention,
+    }
+    seeds, steps = (1, 30) if quick else (3, 400)
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    done = 0
+    for seed in range(seeds):
+        for name, way in ways.items():
+            if name == "exact" and seed:
+                continue
+            progress(
+                f"a character model with {name} attention, seed {seed}", 0.45 + 0.5 * done / (3 * seeds + 1)
+            )
+            found[name].append(_train(way(), train, held, seed, steps))
+            done += 1
+    means = {name: statistics.mean(values) for name, values in found.items()}
+    best = min(means["sparse"], means["low rank"])
+    rows.append(Row(
+        f"perplexity of character models, {seeds} seeds, {steps} steps, {NUMBERS} numbers a token: sparse "
+        f"{means['sparse']:.3f}, low rank {means['low rank']:.3f}, exact {means['exact']:.3f}", "per character",
+        baseline=best, ours=means["scatterbrain"], paper="up to 4 points lower (words)", better="lower",
+        holds=means["scatterbrain"] < best, spread=(min(found["scatterbrain"]), max(found["scatterbrain"])),
+        note="not below both after so few steps",
+    ))  # fmt: skip
+    return found
+
+
+def _train(attention: Any, train: torch.Tensor, held: torch.Tensor, seed: int, steps: int) -> float:
+    torch.manual_seed(seed)
+    if not isinstance(attention, nn.Module):
+        call = attention
+        attention = nn.Module()
+        attention.forward = call  # type: ignore[method-assign]
+    model = _Characters(128, attention)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps + 1)
+    rng = np.random.default_rng(seed)
+
+    def batch(data: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        at = torch.from_numpy(rng.integers(0, len(data) - CONTEXT - 1, size))[:, None] + torch.arange(
+            CONTEXT + 1
+        )
+        return data[at][:, :-1], data[at][:, 1:]
+
+    for _ in range(steps):
+        x, y = batch(train, BATCH)
+        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    rng = np.random.default_rng(99)
+    with torch.no_grad():
+        losses = []
+        for _ in range(4 if steps < 100 else 16):
+            x, y = batch(held, 16)
+            losses.append(float(F.cross_entropy(model(x).flatten(0, 1), y.flatten())))
+    return math.exp(statistics.mean(losses))
+
+
+def plot(evidence: Evidence, figure: Any) -> None:
+    """Errors by temperature for each support, and times by length."""
+    axes = figure.subplots(1, 3)
+    for ax, support in zip(axes, ("topk", "local"), strict=False):
+        table = [e for e in evidence.figures["sweep"] if e["support"] == support]
+        for name, label in (
+            ("sparse", "sparse alone"),
+            ("performer", "Performer"),
+            ("paper", "Scatterbrain"),
+            ("improved", "fitted, centred"),
+        ):
+            ax.loglog([e["temperature"] for e in table], [e[name] for e in table], "o-", label=label)
+        ax.set(
+            title=f"support: {support}",
+            xlabel="times the temperature",
+            ylabel="relative error of the weights",
+        )
+        ax.legend()
+    times = evidence.figures["times"]
+    for name in ("exact", "scatterbrain", "smyrf"):
+        axes[2].loglog(times["tokens"], times[name], "o-", label=name)
+    axes[2].set(title="forward, 4 heads of 64", xlabel="tokens", ylabel="ms")
+    axes[2].legend()
