@@ -18,6 +18,9 @@ NOT_CHECKED |= {f"{law}_spectrum" for law in ("isotropic", "powerlaw", "random",
 NOT_CHECKED |= {"y", "kX", "kY", "omega", "phase", "uniform_noise", "geometric_noise", "expsum_z"}
 NOT_CHECKED |= {f"expsum_{step}_j" for step in ("1.0", "0.5", "0.25")}
 NOT_CHECKED |= {"X", "data", "mi_cc_sub_03"}
+NOT_CHECKED |= {"Q", "docs", "doc_lengths", "planes", "proj_sparse", "proj_dense"}
+NOT_CHECKED |= {"count_sketch_index", "count_sketch_sign"}
+NOT_CHECKED |= {f"{side}_{part}" for side in "qd" for part in ("tokens", "lengths")}
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -15,9 +15,9 @@ except ImportError as error:
     raise ImportError("mercer.nn needs torch: pip install 'mercer-kernels[torch]'") from error
 
 if TYPE_CHECKING:
-    from mercer.nn import density, distributions, special
+    from mercer.nn import density, distributions, retrieval, special
 
-__all__ = ["density", "distributions", "special"]
+__all__ = ["density", "distributions", "retrieval", "special"]
 
 
 def __getattr__(name: str) -> Any:

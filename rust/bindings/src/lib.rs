@@ -7,6 +7,7 @@ mod interrupt;
 mod lsh;
 mod private;
 mod ranking;
+mod retrieval;
 mod special;
 
 use pyo3::prelude::*;
@@ -31,6 +32,8 @@ mod _core {
         RankBatch, RankCountMin, RankHyperLogLog, RankReader, RankTables, rank_3mr, rank_expected, rank_information,
         rank_xxh64,
     };
+    #[pymodule_export]
+    use super::retrieval::{FdeEncoder, PqCodebooks, chamfer, cluster_sets, fde_sketch};
     #[pymodule_export]
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};
 
