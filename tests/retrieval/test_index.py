@@ -194,13 +194,9 @@ def test_damage_is_refused(tmp_path):
             continue
         path = tmp_path / "i" / name
         content = path.read_bytes()
-        bad = (
-            content[:-7],
-            b"",
-            content[: len(content) // 2]
-            + bytes([content[len(content) // 2] ^ 1])
-            + content[len(content) // 2 + 1 :],
-        )
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        bad = (content[:-7], b"", flipped)
         for damaged in bad:
             path.write_bytes(damaged)
             with pytest.raises(CorruptIndex):

@@ -1,13 +1,13 @@
 """Multi-vector retrieval that trains: token clustering, the contrastive Chamfer loss, encodings with gradients.
 
-Source: Veneroso, Jayaram, Rao, Hernandez Abrego, Hadian, Cer 2025, "CRISP" (arXiv 2505.11471): k-means inside the forward
-pass, assignments held constant, gradients through the means. Dhulipala et al. 2024, "MUVERA": the encoding, whose
-partitions are held constant likewise. What is stored and served afterwards: `mercer.retrieval`.
+Source: Veneroso, Jayaram, Rao, Hernandez Abrego, Hadian, Cer 2025, "CRISP" (arXiv 2505.11471): k-means inside the
+forward pass, assignments held constant, gradients through the means. Dhulipala et al. 2024, "MUVERA": the encoding,
+whose partitions are held constant likewise. What is stored and served afterwards: `mercer.retrieval`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mercer import _checks
-from mercer.retrieval import PRESETS, FixedDimensionalEncoder
+from mercer._backend import is_reference
+from mercer.retrieval import PRESETS, FixedDimensionalEncoder, chamfer_batch
 from mercer.retrieval.clustering import clusters_of
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "FixedDimensionalEncoding",
     "TokenClustering",
     "chamfer",
+    "chamfer_packed",
+    "encode_packed",
 ]
 
 
@@ -50,6 +53,53 @@ def chamfer(
     if query_mask is not None:
         largest = largest.masked_fill(~query_mask[:, None, :], 0.0)
     return largest.sum(-1)
+
+
+def chamfer_packed(queries: Tensor, query_offsets: Tensor, documents: Tensor, offsets: Tensor) -> Tensor:
+    """Chamfer similarity of packed sets, (n_queries, n_documents), without gradients: on a GPU in one fused kernel.
+
+    Parameters
+    ----------
+    queries, documents : (n_tokens, d) of one dtype and device; float16 and bfloat16 are multiplied in float32
+    query_offsets, offsets : (n + 1,) integers
+        As in `mercer.retrieval.chamfer_batch`, which this is on the CPU.
+    """
+    if queries.device.type == "cuda" and not is_reference():
+        from mercer.nn import _cuda
+
+        return _cuda.chamfer(queries.detach(), query_offsets, documents.detach(), offsets)
+    wide = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    arrays = [t.detach().to("cpu", wide).numpy() for t in (queries, documents)]
+    ends = [o.cpu().numpy() for o in (query_offsets, offsets)]
+    found = chamfer_batch(arrays[0], ends[0], arrays[1], ends[1])
+    return torch.from_numpy(found).to(queries.device)
+
+
+def encode_packed(
+    encoder: FixedDimensionalEncoder, tokens: Tensor, offsets: Tensor, *, queries: bool
+) -> Tensor:
+    """Encodings of packed sets, (n, n_features), without gradients: on a GPU by `cuda/fde.cu`.
+
+    Raises
+    ------
+    ValueError
+        As `FixedDimensionalEncoder.encode_documents`; on a GPU a dense final projection too.
+    """
+    if tokens.device.type == "cuda" and not is_reference():
+        from mercer.nn import _cuda
+
+        layer = FixedDimensionalEncoding(encoder).to(tokens.device)
+        if encoder.fill_empty and not queries and bool((offsets.diff() == 0).any()):
+            raise ValueError("offsets must leave no document empty with fill_empty")
+        sketch = None if layer.places is None or layer.signs is None else (layer.places, layer.signs)
+        return _cuda.fde(
+            tokens.detach(), offsets, layer.planes.transpose(1, 2), layer.projections, sketch, encoder.n_features,
+            queries=queries, fill=encoder.fill_empty,
+        )  # fmt: skip
+    wide = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    encode = encoder.encode_queries if queries else encoder.encode_documents
+    found = encode(tokens.detach().to("cpu", wide).numpy(), offsets.cpu().numpy())
+    return torch.from_numpy(found).to(tokens.device)
 
 
 class Clusters(NamedTuple):
@@ -418,11 +468,11 @@ class CrispEncoder(nn.Module):
             if width is None:
                 raise ValueError("width must be given: the backbone does not tell its own")
             self.head = nn.Linear(int(width), _checks.integer("dim", dim, 1), bias=False)
-        make: Callable[[int | float], TokenClustering] = lambda k: TokenClustering(
-            k, init=init, n_iter=n_iter
-        )  # noqa: E731
-        self.reduce_queries = None if query_clusters is None else make(query_clusters)
-        self.reduce_documents = None if doc_clusters is None else make(doc_clusters)
+
+        def make(clusters: int | float | None) -> TokenClustering | None:
+            return None if clusters is None else TokenClustering(clusters, init=init, n_iter=n_iter)
+
+        self.reduce_queries, self.reduce_documents = make(query_clusters), make(doc_clusters)
 
     def tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Unit token vectors (B, T, dim) before any clustering, and their mask."""

@@ -2,7 +2,8 @@
 
 `FixedDimensionalEncoder` (MUVERA) turns sets into ordinary vectors whose products approximate Chamfer similarity;
 `chamfer_batch` computes it exactly; `cluster_tokens` (CRISP) stores fewer vectors a set; `ProductQuantizer` makes bytes
-of vectors; `MultiVectorIndex` puts them together, in memory or on disk. Sets are packed everywhere: rows of all of them in one array, and offsets.
+of vectors; `MultiVectorIndex` puts them together, in memory or on disk. Sets are packed everywhere: rows of all of them
+in one array, and offsets.
 """
 
 from mercer.retrieval.clustering import PRESETS, TokenClusters, cluster_tokens, prune_spaced, prune_tail

@@ -7,8 +7,9 @@
     NNNNNNNN-deleted.npy     the documents that are deleted as of commit N
     lock                     held by the one writer
 
-A commit writes new files, forces them to disk, and then replaces the manifest: whoever is killed before that leaves files
-that nobody names, which the next writer removes. Files that are named never change, so readers keep what they opened.
+A commit writes new files, forces them to disk, and then replaces the manifest: whoever is killed before that leaves
+files that nobody names, which the next writer removes. Files that are named never change, so readers keep what they
+opened.
 """
 
 from __future__ import annotations

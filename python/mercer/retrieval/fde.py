@@ -6,8 +6,8 @@ document's the *mean*, and a document's empty block takes its token that is near
 
     <F_query(Q), F_document(P)> / repetitions  ~  Chamfer(Q, P) = sum over q of max over p of <q, p>
 
-Without projections the estimate never exceeds Chamfer. For a few thousand documents exact `chamfer_batch` is as fast and
-needs no encoding.
+Without projections the estimate never exceeds Chamfer. For a few thousand documents exact `chamfer_batch` is as fast
+and needs no encoding.
 """
 
 from __future__ import annotations

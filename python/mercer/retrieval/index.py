@@ -1,7 +1,7 @@
 """An index of sets of token vectors: encodings find candidates, exact Chamfer similarity orders them.
 
-Source: Dhulipala et al. 2024, "MUVERA", section 3.2. In memory, or in a folder that is mapped into memory, survives a kill
-at any moment with its last commit, and can be read while it is written: see `_segments` for the files.
+Source: Dhulipala et al. 2024, "MUVERA", section 3.2. In memory, or in a folder that is mapped into memory, survives a
+kill at any moment with its last commit, and can be read while it is written: see `_segments` for the files.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -57,8 +58,8 @@ class MultiVectorIndex:
     ----------
     encoder : FixedDimensionalEncoder
     stage : {"scan", "pq", "hnsw", "chamfer"}
-        Where candidates come from: products with all encodings (4 · n_features bytes a document); with product-quantised
-        ones (n_features / block bytes); an HNSW graph of usearch over float16 encodings; or no encodings at all, every
+        Where candidates come from: products with all encodings (4 · n_features bytes a document); with quantised ones
+        (n_features / block bytes); an HNSW graph of usearch over float16 encodings; or no encodings at all, every
         document scored exactly, which is right for some thousand documents.
     quantizer : ProductQuantizer, optional
         For "pq": fitted, or fitted on the first documents added. Default: 8 coordinates a byte.
@@ -262,8 +263,8 @@ class MultiVectorIndex:
         filter : optional
             A function of (id, metadata); a mapping of metadata keys to a value or a list of allowed ones; or ids.
         carve : float, optional
-            Score with the query's balls (`ball_carve` with this tau, 0.7 in the paper) instead of its tokens: faster, and
-            scores are lower bounds of Chamfer.
+            Score with the query's balls (`ball_carve` with this tau, 0.7 in the paper) instead of its tokens: faster,
+            and scores are lower bounds of Chamfer.
 
         Returns
         -------
@@ -459,17 +460,15 @@ class MultiVectorIndex:
         if len(ids) != len(lengths):
             raise ValueError(f"ids must be as many as documents, {len(lengths)}, got {len(ids)}")
         if (lengths == 0).any():
-            raise ValueError(
-                f"offsets must leave no document empty: {ids[int((lengths == 0).argmax())]!r} has no tokens"
-            )
+            empty = ids[int((lengths == 0).argmax())]
+            raise ValueError(f"offsets must leave no document empty: {empty!r} has no tokens")
         if metadata is not None and len(metadata) != len(ids):
             raise ValueError(f"metadata must be as many as documents, {len(ids)}, got {len(metadata)}")
         kinds = {type(id) for id in ids} | ({type(self._id(0))} if self._total else set())
         if len(kinds) > 1:
             raise TypeError("ids must be all integers or all strings")
         if len(set(ids)) != len(ids):
-            seen: set[Any] = set()
-            again = next(id for id in ids if id in seen or seen.add(id))
+            again = next(id for id, times in Counter(ids).items() if times > 1)
             raise ValueError(f"ids must not repeat, {again!r} does")
         there, leaving = self._where(), set(gone)
         for id in ids:
@@ -591,7 +590,7 @@ class MultiVectorIndex:
     def _state_file(self, name: str, number: int, part: Any) -> dict[str, Any]:
         """Written once: what is there already is named again."""
         assert self.path is not None
-        old = {}
+        old: dict[str, Any] = {}
         if self._version:
             old = _segments.read_manifest(self.path).get(f"{name}_file") or {}
         if old:
@@ -665,24 +664,7 @@ class MultiVectorIndex:
         if filter is None:
             return self._alive() if len(self._deleted) else None
         alive = self._alive()
-        if isinstance(filter, Mapping):
-            wanted = {
-                key: set(value) if isinstance(value, list | tuple | set | frozenset) else {value}
-                for key, value in filter.items()
-            }
-
-            def fits(id: Any, metadata: Any) -> bool:
-                return isinstance(metadata, Mapping) and all(
-                    key in metadata and metadata[key] in values for key, values in wanted.items()
-                )
-        elif callable(filter):
-            fits = filter
-        else:
-            among = {_id(id) for id in filter}
-
-            def fits(id: Any, metadata: Any) -> bool:
-                return id in among
-
+        fits = _predicate(filter)
         for start, segment in self._starts():
             for i, (id, metadata) in enumerate(zip(segment.ids(), segment.metadata, strict=True)):
                 if alive[start + i] and not fits(id, metadata):
@@ -747,6 +729,22 @@ class MultiVectorIndex:
                 arrays = segment.arrays
                 scores[mine] = _scores(query, ends, arrays["tokens"], arrays["offsets"], which, threads)[0]
         return scores
+
+
+def _predicate(filter: Any) -> Callable[[Any, Any], bool]:
+    if callable(filter):
+        return filter
+    if not isinstance(filter, Mapping):
+        among = {_id(id) for id in filter}
+        return lambda id, metadata: id in among
+    wanted = {
+        key: set(value) if isinstance(value, list | tuple | set | frozenset) else {value}
+        for key, value in filter.items()
+    }
+    return lambda id, metadata: (
+        isinstance(metadata, Mapping)
+        and all(key in metadata and metadata[key] in values for key, values in wanted.items())
+    )
 
 
 def _id(id: Any) -> Any:

@@ -1,7 +1,7 @@
 """Product quantisation: a byte for every few coordinates, scored against queries that are not quantised.
 
-Source: Jegou, Douze, Schmid 2011, "Product quantization for nearest neighbor search"; PQ-256-8 (8 coordinates a byte, 32
-times fewer bytes than float32) is MUVERA's default, PQ-256-16 its smallest and PQ-256-4 its safest.
+Source: Jegou, Douze, Schmid 2011, "Product quantization for nearest neighbor search"; PQ-256-8 (8 coordinates a byte,
+32 times fewer bytes than float32) is MUVERA's default, PQ-256-16 its smallest and PQ-256-4 its safest.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ mod _core {
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
     const CUDA_SOURCES: &[(&str, &str)] = &[
+        ("chamfer", include_str!("../../../cuda/chamfer.cu")),
+        ("fde", include_str!("../../../cuda/fde.cu")),
         ("kernel_sum", include_str!("../../../cuda/kernel_sum.cu")),
         ("log_bessel", include_str!("../../../cuda/log_bessel.cu")),
     ];
