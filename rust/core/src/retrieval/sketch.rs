@@ -28,7 +28,7 @@ enum Kind<T> {
 impl<T: Element> Sketch<T> {
     /// Drawn for `length` coordinates: one word of (seed, stream) a run.
     pub fn drawn(seed: u64, stream: u32, length: usize, size: usize) -> Self {
-        let place = |word: u64| ((word >> 32) * size as u64 >> 32) as u32;
+        let place = |word: u64| (((word >> 32) * size as u64) >> 32) as u32;
         if !size.is_multiple_of(RUN) {
             let words: Vec<u64> = words(seed, stream, length);
             let sign = words.iter().map(|&w| T::from_f64(if w & 1 == 1 { -1.0 } else { 1.0 })).collect();
