@@ -8,7 +8,28 @@ def bessel(name: str, v: NDArray, x: NDArray, out: NDArray, threads: int) -> boo
 def bessel_ratio_inverse(
     v: NDArray, ratio: NDArray, complement: NDArray, out: NDArray, threads: int
 ) -> None: ...
+def chamfer(
+    queries: NDArray,
+    query_offsets: NDArray,
+    documents: NDArray,
+    offsets: NDArray,
+    out: NDArray,
+    which: NDArray | None = None,
+    threads: int | None = None,
+) -> None: ...
+def cluster_sets(
+    tokens: NDArray,
+    offsets: NDArray,
+    clusters: NDArray,
+    init: str,
+    seed: int,
+    iterations: int,
+    reseed: bool,
+    given: NDArray | None = None,
+    threads: int | None = None,
+) -> tuple[NDArray, NDArray, NDArray, NDArray]: ...
 def cuda_source(name: str) -> str: ...
+def fde_sketch(seed: int, stream: int, length: int, size: int) -> tuple[NDArray, NDArray]: ...
 def first_negative(values: NDArray, threads: int) -> int | None: ...
 def largest_entry(x: NDArray, name: str, threads: int | None = None) -> float: ...
 def log_kernel_sums(
@@ -178,6 +199,43 @@ class FourierFeatures:
     def query(
         self, y: NDArray, v: NDArray, threads: int | None = None
     ) -> tuple[NDArray, NDArray, NDArray]: ...
+
+class FdeEncoder:
+    def __init__(
+        self,
+        planes: NDArray,
+        projections: NDArray | None,
+        fill: bool,
+        final_dim: int | None = None,
+        dense: bool = False,
+        places: NDArray | None = None,
+        signs: NDArray | None = None,
+        matrix: NDArray | None = None,
+        seed: int = 0,
+        stream: int = 0,
+    ) -> None: ...
+    def encode(
+        self, tokens: NDArray, offsets: NDArray, queries: bool, out: NDArray, threads: int | None = None
+    ) -> None: ...
+    def encode_sparse(
+        self, tokens: NDArray, offsets: NDArray, threads: int | None = None
+    ) -> tuple[NDArray, NDArray, NDArray]: ...
+    def partition(self, tokens: NDArray, out: NDArray, threads: int | None = None) -> None: ...
+
+class PqCodebooks:
+    def __init__(self, dim: int, data: NDArray) -> None: ...
+    @staticmethod
+    def fit(
+        x: NDArray,
+        block: int,
+        centers: int,
+        iterations: int,
+        seed: int,
+        out: NDArray,
+        threads: int | None = None,
+    ) -> None: ...
+    def encode(self, x: NDArray, codes: NDArray, threads: int | None = None) -> None: ...
+    def scores(self, queries: NDArray, codes: NDArray, threads: int | None = None) -> NDArray: ...
 
 class RankBatch:
     @staticmethod

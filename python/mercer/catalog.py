@@ -111,7 +111,7 @@ _TABLE = """
 30 | lie-decompositions | Lie Group Decompositions for Equivariant Neural Networks | nn.conv.lie | planned
 31 | shortcut-learning | On the Foundations of Shortcut Learning | understand.shortcut | planned
 32 | deep-kernel-machines | A theory of representation learning gives a deep generalisation of kernel methods | gram.deep_kernel_machine | planned
-33 | crisp | CRISP: Clustering Multi-Vector Representations for Denoising and Pruning | retrieval.token_clustering | planned
+33 | crisp | CRISP: Clustering Multi-Vector Representations for Denoising and Pruning | retrieval.clustering nn.retrieval | landed
 34 | hyperzzw | HyperZcdotZcdotW Operator Connects Slow-Fast Networks for Full Context Interaction | nn.conv.hyper_zzw | planned
 35 | shapesplat | ShapeSplat: A Large-scale Dataset of Gaussian Splats and Their Self-Supervised Pretraining | fields.splats | planned
 36 | rotnet | Unsupervised Representation Learning by Predicting Image Rotations | vision.rotation_pretext | planned
@@ -135,7 +135,7 @@ _TABLE = """
 54 | log-bessel | Accurate Computation of the Logarithm of Modified Bessel Functions on GPUs | special density nn.special nn.distributions | landed
 55 | uhdrr | Benchmarking Ultra-High-Definition Image Reflection Removal | vision.restoration.rrformer | planned
 56 | rbfnet | Gaussian RBFNet: Gaussian Radial Basis Functions for Fast and Accurate Representation and Reconstruction of Neural Fields | fields.gaussian_rbf | planned
-57 | muvera | MUVERA: Multi-Vector Retrieval via Fixed Dimensional Encodings | retrieval.fixed_dimensional_encoding | planned
+57 | muvera | MUVERA: Multi-Vector Retrieval via Fixed Dimensional Encodings | retrieval.fde retrieval.index | landed
 58 | autoint | AutoInt: Automatic Feature Interaction Learning via Self-Attentive Neural Networks | ctr.autoint | planned
 59 | word-doc-embeddings | Word and Document Embeddings based on Neural Network Approaches | text.word_embedding | planned
 60 | gabor-texture | Learning Gabor Texture Features for Fine-Grained Recognition | nn.conv.gabor | planned

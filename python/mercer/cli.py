@@ -112,6 +112,10 @@ def _app() -> typer.Typer:
     from mercer._rank_command import rank
 
     app.command("rank")(rank)
+    from mercer import _search_command
+
+    app.command("index")(_search_command.index)
+    app.command("search")(_search_command.search)
     return app
 
 

@@ -22,6 +22,9 @@ NOT_CHECKED |= {f"{way}_projection" for way in ("sblocal", "sbsmyrf", "performer
 NOT_CHECKED |= {f"sbsmyrf_{side}_positions" for side in "qk"}
 # Twice the widest bar of the others, and of the cases that another implementation gave in float32.
 CHANGE, WIDER = 4e-6, {"01-scatterbrain": 1e-2}
+NOT_CHECKED |= {"Q", "docs", "doc_lengths", "planes", "proj_sparse", "proj_dense"}
+NOT_CHECKED |= {"count_sketch_index", "count_sketch_sign"}
+NOT_CHECKED |= {f"{side}_{part}" for side in "qd" for part in ("tokens", "lengths")}
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -48,9 +51,10 @@ def test_a_table_with_one_value_changed_fails(path, name, tmp_path):
         arrays = dict(arrays)
     largest = np.nanargmax(np.abs(arrays[name]))
     change = WIDER.get(path.parent.name, CHANGE)
+    whole = arrays[name].dtype.kind == "i"
     arrays[name] = arrays[name].astype(float)
     arrays[name].flat[largest] *= 1 + change
-    arrays[name].flat[largest] += change  # of what is small too
+    arrays[name].flat[largest] += 1 if whole else change  # of what is small too
     np.savez(tmp_path / path.with_suffix(".npz").name, **arrays)
     ok, line = run.check(tmp_path / path.name)
     assert not ok and f"{name} " in line and "NOT <=" in line

@@ -15,9 +15,9 @@ except ImportError as error:
     raise ImportError("mercer.nn needs torch: pip install 'mercer-kernels[torch]'") from error
 
 if TYPE_CHECKING:
-    from mercer.nn import attention, conv, density, distributions, layers, special
+    from mercer.nn import attention, conv, density, distributions, layers, retrieval, special
 
-__all__ = ["attention", "conv", "density", "distributions", "layers", "special"]
+__all__ = ["attention", "conv", "density", "distributions", "layers", "retrieval", "special"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,8 @@ from mercer.ops import _windows
 
 __all__ = [
     "OPTIONS",
+    "chamfer",
+    "fde",
     "log_bessel",
     "log_kernel_sums",
     "neighborhood",
@@ -231,6 +233,89 @@ def _launch_tiles(
         stream = torch.cuda.current_stream(like.device)
         with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream.cuda_stream, index):
             run((blocks, rows), (128,), arguments)
+def chamfer(
+    queries: torch.Tensor, query_offsets: torch.Tensor, documents: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """(queries, documents) Chamfer similarity of packed sets; see `mercer.nn.retrieval.chamfer_packed`."""
+    device = queries.device
+    dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    x, y = queries.to(dtype).contiguous(), documents.to(dtype).contiguous()
+    ends = [o.to(device, torch.int64).contiguous() for o in (query_offsets, offsets)]
+    out = x.new_empty(len(ends[1]) - 1, len(ends[0]) - 1)
+    kernel = _module("chamfer", device.index or 0).get_function(_typed("chamfer", dtype))
+    step = 65535  # queries a launch: the second side of a grid
+    for first in range(0, out.shape[1] if len(out) else 0, step):
+        part = x.new_empty(len(out), min(step, out.shape[1] - first))
+        these = ends[0][first:]
+        pointers = (x, these, y, ends[1], ends[1], part)
+        _run(kernel, part.shape, device, (*(t.data_ptr() for t in pointers), x.shape[1], 0))
+        out[:, first : first + step] = part
+    return out.T
+
+
+def fde(
+    tokens: torch.Tensor,
+    offsets: torch.Tensor,
+    planes: torch.Tensor,
+    projections: torch.Tensor | None,
+    sketch: tuple[torch.Tensor, torch.Tensor] | None,
+    n_features: int,
+    *,
+    queries: bool,
+    fill: bool,
+) -> torch.Tensor:
+    """(sets, n_features) encodings; planes (R, bits, dim), projections (R, dim, p), all on the device of the tokens."""
+    device = tokens.device
+    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    x, planes = tokens.to(dtype).contiguous(), planes.to(dtype).contiguous()
+    ends = offsets.to(device, torch.int64).contiguous()
+    (n, d), (R, bits) = x.shape, planes.shape[:2]
+    strings = torch.empty(R, n, dtype=torch.int32, device=device)
+    module = _module("fde", device.index or 0)
+    pointers = tuple(t.data_ptr() for t in (x, planes, strings))
+    blocks = WAVES * torch.cuda.get_device_properties(device).multi_processor_count
+    partition = module.get_function(_typed("fde_partition", dtype))
+    if n:
+        _run(partition, (min(-(-n // 4), blocks),), device, (*pointers, n, d, R, bits))
+    if projections is None:
+        y, p, step = x, d, 0
+    else:
+        p = projections.shape[2]
+        y, step = torch.einsum("nd,rdp->nrp", x, projections.to(dtype)).reshape(n, R * p).contiguous(), p
+    place, sign = (ends, x) if sketch is None else (sketch[0].contiguous(), sketch[1].to(dtype).contiguous())
+    sets = len(ends) - 1
+    out = x.new_zeros(sets, n_features)
+    kernel = module.get_function(_typed("fde_blocks", dtype))
+    numbers = (
+        n,
+        sets,
+        R,
+        bits,
+        p,
+        y.shape[1],
+        step,
+        n_features,
+        int(queries),
+        int(fill),
+        int(sketch is not None),
+    )
+    pointers = tuple(t.data_ptr() for t in (strings, y, ends, place, sign, out))
+    if sets:
+        _run(kernel, (min(-(-sets * R * 2**bits // 4), blocks),), device, (*pointers, *numbers))
+    return out
+
+
+def _typed(name: str, dtype: torch.dtype) -> str:
+    return f"{name}_{'f64' if dtype == torch.float64 else 'f32'}"
+
+
+def _run(kernel: Any, grid: Any, device: torch.device, arguments: tuple) -> None:
+    """Blocks of 128 threads on torch's stream."""
+    import cupy
+
+    stream = torch.cuda.current_stream(device)
+    with cupy.cuda.Device(device.index or 0), cupy.cuda.ExternalStream(stream.cuda_stream, device.index or 0):
+        kernel(tuple(grid), (BLOCK,), arguments)
 
 
 def _refuse_bad(name: str, v: torch.Tensor, x: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ mod lsh;
 mod neighborhood;
 mod private;
 mod ranking;
+mod retrieval;
 mod special;
 
 use pyo3::prelude::*;
@@ -41,12 +42,16 @@ mod _core {
         rank_xxh64,
     };
     #[pymodule_export]
+    use super::retrieval::{FdeEncoder, PqCodebooks, chamfer, cluster_sets, fde_sketch};
+    #[pymodule_export]
     use crate::special::{bessel, bessel_ratio_inverse, first_negative};
 
     /// The kernel families: no build step, compiled by NVRTC at first use.
     const CUDA_SOURCES: &[(&str, &str)] = &[
+        ("chamfer", include_str!("../../../cuda/chamfer.cu")),
         ("contmix", include_str!("../../../cuda/contmix.cu")),
         ("depthwise", include_str!("../../../cuda/depthwise.cu")),
+        ("fde", include_str!("../../../cuda/fde.cu")),
         ("kernel_sum", include_str!("../../../cuda/kernel_sum.cu")),
         ("log_bessel", include_str!("../../../cuda/log_bessel.cu")),
         ("neighborhood", include_str!("../../../cuda/neighborhood.cu")),

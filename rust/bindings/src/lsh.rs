@@ -47,7 +47,7 @@ pub fn lsh_normals(
             dispatch(Fill(&mut out, seed, stream, columns))
         }
     });
-    Ok(numpy::PyArray1::from_vec(py, out).reshape([rows, columns])?)
+    numpy::PyArray1::from_vec(py, out).reshape([rows, columns])
 }
 
 /// Random words of 64 bits: row i of (seed, stream).
@@ -67,7 +67,7 @@ pub fn lsh_bits(
             })
             .collect()
     });
-    Ok(numpy::PyArray1::from_vec(py, out).reshape([rows, columns])?)
+    numpy::PyArray1::from_vec(py, out).reshape([rows, columns])
 }
 
 #[derive(FromPyObject)]

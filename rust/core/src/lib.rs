@@ -13,6 +13,7 @@ pub mod pool;
 pub mod private;
 pub mod ranking;
 pub mod real;
+pub mod retrieval;
 pub mod rng;
 pub mod special;
 pub mod vector;

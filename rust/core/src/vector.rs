@@ -44,6 +44,10 @@ pub trait Vector<T: Real>:
     fn root(self) -> Self;
     /// Bit i says whether lane i is greater than 0.
     fn positive(self) -> u32;
+    /// The lanes negated whose bit is set.
+    fn negate_where(self, mask: u32) -> Self;
+    /// Lane i gets what lane i xor `by` holds; of `by` only the bits below `SIZE` count.
+    fn exchange(self, by: u32) -> Self;
 
     /// The sum of the lanes, in order.
     #[inline(always)]
@@ -165,6 +169,14 @@ impl Vector<f64> for f64 {
     fn positive(self) -> u32 {
         u32::from(self > 0.0)
     }
+    #[inline(always)]
+    fn negate_where(self, mask: u32) -> Self {
+        if mask & 1 == 1 { -self } else { self }
+    }
+    #[inline(always)]
+    fn exchange(self, _: u32) -> Self {
+        self
+    }
 }
 
 /// What an exponential in single precision clamps its argument to (-708 is that in double): the result stays
@@ -236,6 +248,14 @@ impl Vector<f32> for f32 {
     fn positive(self) -> u32 {
         u32::from(self > 0.0)
     }
+    #[inline(always)]
+    fn negate_where(self, mask: u32) -> Self {
+        if mask & 1 == 1 { -self } else { self }
+    }
+    #[inline(always)]
+    fn exchange(self, _: u32) -> Self {
+        self
+    }
 }
 
 /// Two vectors as one, whose operations fill each other's waiting.
@@ -301,6 +321,15 @@ impl<T: Real, V: Vector<T>> Vector<T> for Two<V> {
         self.0.positive() | self.1.positive() << V::SIZE
     }
     #[inline(always)]
+    fn negate_where(self, mask: u32) -> Self {
+        Self(self.0.negate_where(mask), self.1.negate_where(mask >> V::SIZE))
+    }
+    #[inline(always)]
+    fn exchange(self, by: u32) -> Self {
+        let (a, b) = (self.0.exchange(by), self.1.exchange(by));
+        if by & V::SIZE as u32 != 0 { Self(b, a) } else { Self(a, b) }
+    }
+    #[inline(always)]
     fn total(self) -> f64 {
         (self.0 + self.1).total()
     }
@@ -338,7 +367,7 @@ pub(crate) mod x86 {
 
     macro_rules! vector {
         ($name:ident, $t:ty, $size:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
-         $min:ident, $max:ident, $sqrt:ident, $power:expr, $positive:expr) => {
+         $min:ident, $max:ident, $sqrt:ident, $power:expr, $positive:expr, $negate:expr, $exchange:expr) => {
             impl Vector<$t> for $name {
                 const SIZE: usize = $size;
                 const ROWS: usize = $rows;
@@ -386,6 +415,14 @@ pub(crate) mod x86 {
                 fn positive(self) -> u32 {
                     $positive(self)
                 }
+                #[inline(always)]
+                fn negate_where(self, mask: u32) -> Self {
+                    $negate(self, mask)
+                }
+                #[inline(always)]
+                fn exchange(self, by: u32) -> Self {
+                    $exchange(self, by)
+                }
             }
         };
     }
@@ -403,7 +440,26 @@ pub(crate) mod x86 {
         _mm256_sqrt_pd,
         crate::lanes::Lanes::exp2_whole,
         // SAFETY: see above.
-        |x: Four| unsafe { _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_GT_OQ>(x.0, _mm256_setzero_pd())) as u32 }
+        |x: Four| unsafe { _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_GT_OQ>(x.0, _mm256_setzero_pd())) as u32 },
+        |x: Four, mask: u32| {
+            // SAFETY: see above.
+            unsafe {
+                let bit = _mm256_setr_epi64x(1, 2, 4, 8);
+                let set = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(mask.into()), bit), bit);
+                Four(_mm256_xor_pd(x.0, _mm256_castsi256_pd(_mm256_slli_epi64::<63>(set))))
+            }
+        },
+        |x: Four, by: u32| {
+            // SAFETY: see above.
+            unsafe {
+                Four(match by & 3 {
+                    0 => x.0,
+                    1 => _mm256_permute4x64_pd::<0b10_11_00_01>(x.0),
+                    2 => _mm256_permute4x64_pd::<0b01_00_11_10>(x.0),
+                    _ => _mm256_permute4x64_pd::<0b00_01_10_11>(x.0),
+                })
+            }
+        }
     );
     vector!(
         Eight,
@@ -419,7 +475,18 @@ pub(crate) mod x86 {
         _mm512_sqrt_pd,
         crate::lanes::Lanes::exp2_whole,
         // SAFETY: see above.
-        |x: Eight| u32::from(unsafe { _mm512_cmp_pd_mask::<_CMP_GT_OQ>(x.0, _mm512_setzero_pd()) })
+        |x: Eight| u32::from(unsafe { _mm512_cmp_pd_mask::<_CMP_GT_OQ>(x.0, _mm512_setzero_pd()) }),
+        |x: Eight, mask: u32| {
+            // SAFETY: see above.
+            unsafe { Eight(_mm512_mask_sub_pd(x.0, mask as u8, _mm512_set1_pd(-0.0), x.0)) }
+        },
+        |x: Eight, by: u32| {
+            // SAFETY: see above.
+            unsafe {
+                let lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+                Eight(_mm512_permutexvar_pd(_mm512_xor_si512(lanes, _mm512_set1_epi64(by.into())), x.0))
+            }
+        }
     );
     vector!(
         EightSingles,
@@ -439,7 +506,23 @@ pub(crate) mod x86 {
             unsafe { EightSingles(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(biased.0)))) }
         },
         // SAFETY: see above.
-        |x: EightSingles| unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(x.0, _mm256_setzero_ps())) as u32 }
+        |x: EightSingles| unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(x.0, _mm256_setzero_ps())) as u32 },
+        |x: EightSingles, mask: u32| {
+            // SAFETY: see above.
+            unsafe {
+                let bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                let set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(mask as i32), bit), bit);
+                EightSingles(_mm256_xor_ps(x.0, _mm256_castsi256_ps(_mm256_slli_epi32::<31>(set))))
+            }
+        },
+        |x: EightSingles, by: u32| {
+            // SAFETY: see above.
+            unsafe {
+                let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                let to = _mm256_xor_si256(lanes, _mm256_set1_epi32(by as i32));
+                EightSingles(_mm256_permutevar8x32_ps(x.0, to))
+            }
+        }
     );
     vector!(
         SixteenSingles,
@@ -459,7 +542,19 @@ pub(crate) mod x86 {
             unsafe { SixteenSingles(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(biased.0)))) }
         },
         // SAFETY: see above.
-        |x: SixteenSingles| u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x.0, _mm512_setzero_ps()) })
+        |x: SixteenSingles| u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x.0, _mm512_setzero_ps()) }),
+        |x: SixteenSingles, mask: u32| {
+            // SAFETY: see above.
+            unsafe { SixteenSingles(_mm512_mask_sub_ps(x.0, mask as u16, _mm512_set1_ps(-0.0), x.0)) }
+        },
+        |x: SixteenSingles, by: u32| {
+            // SAFETY: see above.
+            unsafe {
+                let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+                let to = _mm512_xor_si512(lanes, _mm512_set1_epi32(by as i32));
+                SixteenSingles(_mm512_permutexvar_ps(to, x.0))
+            }
+        }
     );
 }
 
@@ -482,6 +577,47 @@ mod tests {
             }
             self.0
         }
+    }
+
+    struct Lane<T>(Vec<T>, u32);
+    impl<T: Element> Kernel for Lane<T> {
+        type Output = (u32, Vec<T>, Vec<T>);
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> Self::Output {
+            let (mut negated, mut exchanged) = (self.0.clone(), self.0.clone());
+            // SAFETY: the slices are as long as the widest vector.
+            unsafe {
+                let x = Two::<T::Of<L>>::read(self.0.as_ptr());
+                x.negate_where(self.1).write(negated.as_mut_ptr());
+                x.exchange(self.1).write(exchanged.as_mut_ptr());
+                (x.positive(), negated, exchanged)
+            }
+        }
+    }
+
+    fn lanes_are_told_apart<T: Element>(size: usize) {
+        let x: Vec<T> =
+            (0..size).map(|i| T::from_f64((i as f64 - 2.0) * if i % 3 == 0 { -1.0 } else { 1.0 })).collect();
+        for by in [0, 1, 2, 5, 12, 13, 0b1011_0110] {
+            let (positive, negated, exchanged) = dispatch(Lane(x.clone(), by));
+            for i in 0..size {
+                let x = |i: usize| x[i].to_f64();
+                assert_eq!(positive >> i & 1 == 1, x(i) > 0.0);
+                assert_eq!(negated[i].to_f64(), if by >> i & 1 == 1 { -x(i) } else { x(i) });
+                assert_eq!(exchanged[i].to_f64(), x(i ^ (by as usize & (size - 1))));
+            }
+        }
+    }
+
+    #[test]
+    fn masks_and_exchanges_go_lane_by_lane() {
+        let width = match crate::lanes::level() {
+            "avx512" => 8,
+            "avx2" => 4,
+            _ => 1,
+        };
+        lanes_are_told_apart::<f64>(2 * width);
+        lanes_are_told_apart::<f32>(if width == 1 { 2 } else { 4 * width });
     }
 
     #[test]

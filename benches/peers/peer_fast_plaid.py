@@ -1,0 +1,22 @@
+"""fast-plaid searches generated documents, in an environment of its own with torch 2.11 (see `harness.Worker`)."""
+
+import tempfile
+
+import numpy as np
+
+
+def prepare(docs, queries, k):
+    import torch
+    from fast_plaid import search
+
+    torch.set_num_threads(2)
+    index = search.FastPlaid(index=tempfile.mkdtemp(), device="cpu")
+    index.create([torch.from_numpy(d.astype(np.float32)) for d in docs])
+    each = [torch.from_numpy(q)[None] for q in queries]
+
+    def work():
+        found = [index.search(queries_embeddings=q, top_k=int(k), show_progress=False)[0] for q in each]
+        rows = [[id for id, _ in hits] for hits in found]
+        return np.array([row + [-1] * (int(k) - len(row)) for row in rows])
+
+    return work
