@@ -233,6 +233,8 @@ def _launch_tiles(
         stream = torch.cuda.current_stream(like.device)
         with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream.cuda_stream, index):
             run((blocks, rows), (128,), arguments)
+
+
 def chamfer(
     queries: torch.Tensor, query_offsets: torch.Tensor, documents: torch.Tensor, offsets: torch.Tensor
 ) -> torch.Tensor:

@@ -167,7 +167,7 @@ def _growth(sizes: tuple[int, ...]) -> Figure:
     from mercer.nn.attention.neighborhood import na1d
     from mercer.nn.attention.scatterbrain import ScatterbrainAttention
 
-    layer = ScatterbrainAttention(32, HALF, window=HALF)
+    layer: Any = ScatterbrainAttention(32, HALF, window=HALF)
     times: dict[str, list[float]] = {"exact": [], "Scatterbrain": [], "neighborhood": []}
     for n in sizes:
         q, k, v = torch.randn(3, 1, 4, n, 32, generator=torch.Generator().manual_seed(n))

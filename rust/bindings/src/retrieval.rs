@@ -17,6 +17,11 @@ use pyo3::prelude::*;
 use crate::directional::agree;
 use crate::interrupt;
 
+/// Starts, columns and values of a sparse matrix.
+type Sparse<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyAny>);
+/// A final projection from outside: places and signs of a sketch, or a matrix.
+type Given<'a> = (Option<&'a [i64]>, Option<&'a [f64]>, Option<&'a [f64]>);
+
 /// Packed rows: float16 by its bits.
 #[derive(FromPyObject)]
 pub enum Tokens<'py> {
@@ -148,7 +153,7 @@ impl FdeEncoder {
         fn last<T: mercer_core::vector::Element>(
             size: Option<usize>,
             dense: bool,
-            given: (Option<&[i64]>, Option<&[f64]>, Option<&[f64]>),
+            given: Given<'_>,
             length: usize,
             (seed, stream): (u64, u32),
         ) -> Option<(Final<T>, usize)> {
@@ -227,7 +232,7 @@ impl FdeEncoder {
         tokens: Tokens<'py>,
         offsets: PyReadonlyArray1<'py, i64>,
         threads: Option<NonZero<usize>>,
-    ) -> PyResult<(Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyAny>)> {
+    ) -> PyResult<Sparse<'py>> {
         let (n, d) = tokens.shape();
         let offsets = offsets.as_slice()?;
         agree("tokens", d == self.shape.dim && self.single.width() == self.shape.length())?;

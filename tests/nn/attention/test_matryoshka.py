@@ -70,10 +70,7 @@ def test_columns_turned_round_make_the_inverse_exist(d):
     )
     X, signs = M.cayley_inverse(Q, flip=True)
     torch.testing.assert_close(M.cayley(X), Q * signs[:, None, :])
-    assert (
-        torch.equal(X, torch.tril(X, -1))
-        and float(X.abs().max()) < 100
-    )
+    assert torch.equal(X, torch.tril(X, -1)) and float(X.abs().max()) < 100
 
 
 def test_cayley_inverse_refuses():

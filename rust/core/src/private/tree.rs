@@ -135,8 +135,7 @@ impl<T: Real> Kernel for CountRows<'_, T> {
             let mut leaf = counts.leaf.chunks_exact_mut(BLOCK);
             let leaf: [&mut [i32]; COLUMNS] =
                 std::array::from_fn(|_| &mut leaf.next().expect("a block a column")[..count]);
-            for i in 0..count {
-                let row = start + i;
+            for (i, row) in (start..start + count).enumerate() {
                 let row = &x[row * d..][..d];
                 let mut value = [0.0; COLUMNS];
                 if whole {

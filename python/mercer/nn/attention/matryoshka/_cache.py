@@ -14,7 +14,7 @@ try:
     from transformers.cache_utils import Cache, CacheLayerMixin
 except ImportError as error:
     raise ModuleNotFoundError(
-        "CompressedKVCache is a cache of Hugging Face transformers: pip install 'mercer-kernels[text]'",
+        "CompressedKVCache is a cache of Hugging Face transformers: pip install transformers",
         name="transformers",
     ) from error
 
