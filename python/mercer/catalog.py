@@ -117,7 +117,7 @@ _TABLE = """
 36 | rotnet | Unsupervised Representation Learning by Predicting Image Rotations | vision.rotation_pretext | planned
 37 | mlc | Unsupervised Manifold Linearizing and Clustering | nn.manifold_clustering | planned
 38 | inceptionnext | InceptionNeXt: When Inception Meets ConvNeXt | vision.inceptionnext | planned
-39 | matryoshka-kv | MatryoshkaKV: Adaptive KV Compression via Trainable Orthogonal Projection | nn.attention.kv_projection | planned
+39 | matryoshka-kv | MatryoshkaKV: Adaptive KV Compression via Trainable Orthogonal Projection | nn.attention.matryoshka | landed
 40 | off-the-shelf | CNN Features off-the-shelf: an Astounding Baseline for Recognition | vision.off_the_shelf | planned
 41 | neurbf | NeuRBF: A Neural Fields Representation with Adaptive Radial Basis Functions | fields.adaptive_rbf | planned
 42 | vectormapnet | VectorMapNet: End-to-end Vectorized HD Map Learning | vision.vectormapnet | planned

@@ -16,8 +16,8 @@ import numpy as np
 
 __all__ = ["Sets", "api_docstrings", "clouds", "scifact"]
 
-#: BEIR's SciFact, `corpus.jsonl.gz` and `queries.jsonl.gz`: here, or where the variable says.
-SCIFACT = Path(os.environ.get("MERCER_SCIFACT", "../shared/data/scifact"))
+#: BEIR's SciFact, `corpus.jsonl.gz` and `queries.jsonl.gz`, in the folder that the variable names.
+SCIFACT = Path(os.environ.get("MERCER_DATA", "")) / "scifact"
 MODULES = (
     "numpy", "numpy.linalg", "numpy.fft", "scipy.stats", "scipy.signal", "scipy.optimize", "scipy.linalg",
     "scipy.interpolate", "scipy.ndimage", "scipy.spatial", "scipy.special", "scipy.sparse", "scipy.integrate",
@@ -61,6 +61,15 @@ def clouds(
 
 def api_docstrings(n: int, n_queries: int, *, words: int = 14, tokens: int = 72) -> Sets:
     """Docstrings of NumPy and SciPy; a query is the opening words of one, whose own document leaves them out."""
+    chosen = docstrings(3 * words)[:n]
+    docs, offsets = _embed([" ".join(t.split()[words:]) for t in chosen], tokens)
+    queries, q_offsets = _embed([" ".join(t.split()[:words]) for t in chosen[:n_queries]], tokens)
+    name = f"MiniLM tokens of {len(chosen)} docstrings"
+    return Sets(docs, offsets, queries, q_offsets, np.arange(n_queries), name)
+
+
+def docstrings(more_than: int) -> list[str]:
+    """Those of NumPy and SciPy with more than so many words, shuffled, the same everywhere."""
     texts: dict[str, str] = {}
     for path in MODULES:
         module = importlib.import_module(path)
@@ -69,13 +78,9 @@ def api_docstrings(n: int, n_queries: int, *, words: int = 14, tokens: int = 72)
             if name.startswith("_") or not callable(thing):
                 continue
             text = re.sub(r"\s+", " ", re.sub(r"[`*|]|:\w+:", "", inspect.getdoc(thing) or "")).strip()
-            if len(text.split()) > 3 * words:
+            if len(text.split()) > more_than:
                 texts.setdefault(text, f"{path}.{name}")
-    chosen = sorted(texts, key=lambda text: hash_of(texts[text]))[:n]
-    docs, offsets = _embed([" ".join(t.split()[words:]) for t in chosen], tokens)
-    queries, q_offsets = _embed([" ".join(t.split()[:words]) for t in chosen[:n_queries]], tokens)
-    name = f"MiniLM tokens of {len(chosen)} docstrings"
-    return Sets(docs, offsets, queries, q_offsets, np.arange(n_queries), name)
+    return sorted(texts, key=lambda text: hash_of(texts[text]))
 
 
 def scifact(n: int, n_queries: int, *, tokens: int = 128) -> Sets | None:

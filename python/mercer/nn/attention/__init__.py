@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mercer.nn.attention import neighborhood, scatterbrain
+    from mercer.nn.attention import matryoshka, neighborhood, scatterbrain
     from mercer.nn.attention._replace import Replaced, replace
     from mercer.nn.attention._select import Choice, Plan, attention, fit_budget
 
@@ -22,7 +22,17 @@ _FROM = {
     "replace": "_replace",
 }
 
-__all__ = ["Choice", "Plan", "Replaced", "attention", "fit_budget", "neighborhood", "replace", "scatterbrain"]
+__all__ = [
+    "Choice",
+    "Plan",
+    "Replaced",
+    "attention",
+    "fit_budget",
+    "matryoshka",
+    "neighborhood",
+    "replace",
+    "scatterbrain",
+]
 
 
 def __getattr__(name: str) -> Any:

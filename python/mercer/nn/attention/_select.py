@@ -88,7 +88,7 @@ def fit_budget(
     Example:
         >>> import torch
         >>> from mercer.nn.attention import fit_budget
-        >>> q, k, v = torch.randn(3, 1, 2, 256, 16, generator=torch.Generator().manual_seed(0))
+        >>> q, k, v = 0.5 * torch.randn(3, 1, 2, 256, 16, generator=torch.Generator().manual_seed(0))
         >>> plan = fit_budget(q, k, 64, support="topk")
         >>> plan.attend(q, k, v).shape, bool((plan.expected_error < 0.5).all())
         (torch.Size([1, 2, 256, 16]), True)
@@ -189,7 +189,7 @@ def attention(
     Example:
         >>> import torch
         >>> from mercer.nn.attention import attention
-        >>> q, k, v = torch.randn(3, 1, 2, 300, 16, generator=torch.Generator().manual_seed(0))
+        >>> q, k, v = 0.5 * torch.randn(3, 1, 2, 300, 16, generator=torch.Generator().manual_seed(0))
         >>> out, choice = attention(q, k, v)
         >>> choice.method, choice.expected_error
         ('exact', 0.0)
