@@ -55,7 +55,7 @@ def generated(n: int, queries: int, *, tokens: int = 60, query_tokens: int = 32,
         unit(here)
     of = rng.choice(n, queries, replace=False)
     own = docs[of][:, rng.integers(0, tokens, query_tokens)]
-    return docs, unit(own + rng.standard_normal(own.shape, dtype=np.float32) * (1.0 / np.sqrt(D)))
+    return docs, unit(own + rng.standard_normal(own.shape, dtype=np.float32) * np.float32(D**-0.5))
 
 
 def worker(make: Callable[[], Iterator[Row]], name: str) -> Iterator[Row]:
