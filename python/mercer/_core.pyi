@@ -195,6 +195,8 @@ class FourierFeatures:
         starts: list[int],
         first_row: int = 0,
         threads: int | None = None,
+        order: NDArray | None = None,
+        unit: bool = False,
     ) -> None: ...
     def query(
         self, y: NDArray, v: NDArray, threads: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,13 +57,26 @@ class FeatureSums(Structure):
         shape = len(self._features), self._features[0].values
         return {"sums": np.zeros(shape, np.int64), "n": np.zeros(1, np.int64)}
 
-    def release_groups(
-        self, rows: np.ndarray, starts: np.ndarray, budget: Budget, noise: Noise
-    ) -> list[FeatureRelease]:
-        """A release of each group of rows that lie one after another; one pass and one draw for all (of one term)."""
+    def sum_groups(
+        self, rows: np.ndarray, order: np.ndarray, starts: np.ndarray, unit: bool, threads: int | None
+    ) -> np.ndarray:
+        """Sums (1, groups, values) of the rows in this order, each scaled to unit length if asked; one pass, no copy.
+
+        Raises ValueError where a row is not finite.
+        """
+        if rows.dtype not in (np.float32, np.float64):
+            rows = rows.astype(np.float64)
         sums = np.zeros((1, len(starts), self._features[0].values), np.int64)
-        self._features[0].add(rows, BITS, sums[0], starts.tolist(), 0, noise.threads)
-        return self._released(sums, np.diff([*starts.tolist(), len(rows)]), budget, noise)
+        self._features[0].add(
+            np.ascontiguousarray(rows), BITS, sums[0], starts.tolist(), 0, threads, order, unit
+        )
+        return sums
+
+    def release_groups(
+        self, sums: np.ndarray, counts: np.ndarray, budget: Budget, noise: Noise
+    ) -> list[FeatureRelease]:
+        """A release of each of the groups that :meth:`sum_groups` summed; one draw for all."""
+        return self._released(sums, counts, budget, noise)
 
     def add(self, arrays: Arrays, block: np.ndarray, first_row: int, threads: int | None) -> None:
         from mercer.private._trees import within
@@ -120,7 +134,7 @@ class FeatureSums(Structure):
         statement["kernel"] = {"name": options["kernel"], "of u": KERNELS[options["kernel"]]}
         statement["kernel"]["bandwidth"] = options["bandwidth"]
         return [
-            FeatureRelease(statement, parameters, {"sums": group, "n": n[i : i + 1]})
+            FeatureRelease._made(statement, parameters, {"sums": group, "n": n[i : i + 1]})
             for i, group in enumerate(np.stack(noisy, axis=1))
         ]
 
@@ -186,20 +200,29 @@ class FeatureRelease(Release):
     def _open(self) -> None:
         given = self._parameters
         check_features(given, given["columns"])
-        self._features: list[_core.FourierFeatures] | None = None
-        self._weights = [float(weight) for weight, _, _ in given["terms"]]
-        laws = [Law.from_json(law) for law in given["laws"]]
-        sums, steps = self._arrays["sums"], [2.0 ** int(step) for step in given["steps"]]
         values = given["n_features"] * (2 if given["form"] == "pairs" else 1)
-        if sums.shape != (len(self._weights), values):
-            raise ValueError(f"sums of shape {sums.shape}")
-        if not len(laws) == len(steps) == len(sums) or self._arrays["n"].shape != (1,):
-            raise ValueError("laws and steps do not fit the sums")
-        self._sums = [row * step for row, step in zip(sums, steps, strict=True)]
-        self._variances = [law.variance * step**2 for law, step in zip(laws, steps, strict=True)]
-        self._count_variance = (
-            0.0 if given["count_law"] is None else Law.from_json(given["count_law"]).variance
-        )
+        if self._arrays["sums"].shape != (len(given["terms"]), values) or self._arrays["n"].shape != (1,):
+            raise ValueError(f"sums of shape {self._arrays['sums'].shape}, n of {self._arrays['n'].shape}")
+        if given["count_law"] is not None:
+            Law.from_json(given["count_law"])
+        _ = self._terms  # which believes nothing either
+
+    @cached_property
+    def _terms(self) -> list[tuple[float, np.ndarray, float]]:
+        """(weight, sums, variance of their noise) of each term."""
+        given = self._parameters
+        found = []
+        for (weight, _, _), row, law, step in zip(
+            given["terms"], self._arrays["sums"], given["laws"], given["steps"], strict=True
+        ):
+            unit = 2.0 ** int(step)
+            found.append((float(weight), row * unit, Law.from_json(law).variance * unit**2))
+        return found
+
+    @cached_property
+    def _drawn(self) -> list[_core.FourierFeatures]:
+        given = self._parameters
+        return [draw_features(given, term, self.n_features) for term in range(len(given["terms"]))]
 
     @property
     def count(self) -> float:
@@ -217,13 +240,8 @@ class FeatureRelease(Release):
         """(estimate, its variance from the spread over frequencies, variance of the noise alone)."""
         Y = reduced(self._queries(Y), self._parameters, self.n_features)
         m = int(self._parameters["n_features"])
-        if self._features is None:
-            terms = range(len(self._weights))
-            self._features = [draw_features(self._parameters, term, self.n_features) for term in terms]
         out = np.zeros((3, len(Y)))
-        for features, weight, sums, variance in zip(
-            self._features, self._weights, self._sums, self._variances, strict=True
-        ):
+        for features, (weight, sums, variance) in zip(self._drawn, self._terms, strict=True):
             answer, square, norm = features.query(Y, sums, threads)
             out[0] += weight * answer
             out[1] += weight**2 * np.maximum(square - answer**2, 0) / max(m - 1, 1)

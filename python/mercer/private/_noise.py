@@ -60,8 +60,8 @@ class Law:
         """
         variance = square / (2 * rho)
         t = math.isqrt(math.floor(variance)) + 1
-        # 2 num den t² < 2^96 and den t < 2^32, which the sampler is proved for
-        shift = max(0, min(20, 46 - 2 * t.bit_length()))
+        # 2 num den s² < 2^96 and den s < 2^32 for s the power of two next to sigma: what the sampler is proved for
+        shift = max(0, min(20, 46 - 2 * t.bit_length(), 31 - t.bit_length()))
         num = math.ceil(variance * 2**shift)
         if t >= 2**23:
             raise ValueError(f"epsilon must give Gaussian noise of a deviation < 2^23 steps, got {t}")

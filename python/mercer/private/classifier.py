@@ -42,11 +42,10 @@ class ClassRelease(Release):
         members: list[Release],
     ) -> Self:
         """The release of members that have been checked already."""
-        made = cls.__new__(cls)
-        made.statement, made.classes, made.members = statement, classes, members
         described = [{"kind": m.kind, "parameters": m._parameters} for m in members]
-        made._parameters = {**parameters, "classes": classes.tolist(), "members": described}
-        made._arrays = {f"{i}.{name}": a for i, m in enumerate(members) for name, a in m._arrays.items()}
+        arrays = {f"{i}.{name}": a for i, m in enumerate(members) for name, a in m._arrays.items()}
+        made = cls._made(statement, {**parameters, "classes": classes.tolist(), "members": described}, arrays)
+        made.classes, made.members = classes, members
         return made
 
     def _open(self) -> None:
@@ -180,9 +179,6 @@ class PrivateSimilarityClassifier(OneRelease):
         threads = _checks.threads("n_jobs", self.n_jobs)
         names = column_names(X)
         rows = _checks.matrix("X", X)
-        if not np.isfinite(rows).all():
-            at = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-            raise ValueError(f"X must be finite, row {at} contains NaN or infinity")
         labels, classes = self._labels(y, len(rows))
         structure = self._structure(rows.shape[1], budget)
         keys = _user_keys(users, self.max_rows_per_user is not None)
@@ -193,32 +189,46 @@ class PrivateSimilarityClassifier(OneRelease):
             kept[_bounded(np.arange(len(rows)), keys, {}, structure.terms.rows)] = True
             order = order[kept[order]]
         starts = np.searchsorted(labels[order], np.arange(len(classes)))
-        rows = rows[order].astype(np.float64, copy=False)
-        if _checks.flag("normalize", self.normalize):
-            unit_rows(rows)
-        if structure.terms.low is not None:
-            rows = within(rows, structure.terms, 0)
+        unit = _checks.flag("normalize", self.normalize)
+        sums: Any
+        if isinstance(structure, FeatureSums) and structure.terms.low is None:
+            try:
+                sums = structure.sum_groups(rows, order, starts, unit, threads)
+            except ValueError:
+                _refuse_infinite(rows)
+                raise
+        else:
+            _refuse_infinite(rows)
+            taken = rows[order].astype(np.float64, copy=False)
+            if unit:
+                unit_rows(taken)
+            if structure.terms.low is not None:
+                taken = within(taken, structure.terms, 0)
+            if isinstance(structure, FeatureSums):
+                sums = structure.sum_groups(taken, np.arange(len(taken)), starts, False, threads)
+            else:
+                sums = [structure.empty() for _ in classes]
+                for arrays, part in zip(sums, np.split(taken, starts[1:]), strict=True):
+                    structure.add(arrays, np.ascontiguousarray(part), 0, threads)
         noise = Noise(self.insecure_seed, self.n_jobs)
-        sums = []
-        if not isinstance(structure, FeatureSums):
-            for part in np.split(rows, starts[1:]):
-                sums.append(structure.empty())
-                structure.add(sums[-1], np.ascontiguousarray(part), 0, threads)
         spend(self.ledger, budget, self)
         self._spent_ = True
         # Sensitivity: one row is in one class. Adding or removing it changes one class's sums, which have noise for
         # that. Replacing it changes one class's by two rows' worth or two classes' by one each; all have noise for two.
         # Either way the l1 (and l2) distance of all classes' sums together is what each one's noise is made for.
-        members: list[Release] = [structure.release(arrays, budget, noise) for arrays in sums]
+        members: list[Release]
         if isinstance(structure, FeatureSums):
-            members = [*structure.release_groups(rows, starts, budget, noise)]
+            counts = np.diff([*starts.tolist(), len(order)])
+            members = [*structure.release_groups(sums, counts, budget, noise)]
+        else:
+            members = [structure.release(arrays, budget, noise) for arrays in sums]
         statement = dict(members[0].statement)
         statement["mechanism"] = f"for each of {len(classes)} classes: {statement['mechanism']}"
         source = (
             "as given" if self.classes is not None else "those that occur in the data, taken to be public"
         )
         statement["public"] = [*statement["public"], f"the set of labels ({source})"]
-        parameters = {"columns": rows.shape[1], "normalize": bool(self.normalize)}
+        parameters = {"columns": rows.shape[1], "normalize": unit}
         self.release_ = ClassRelease.of(statement, parameters, classes, members)
         self.classes_ = classes
         self._set_columns(names, rows.shape[1])
@@ -317,6 +327,13 @@ class PrivateSimilarityClassifier(OneRelease):
             "structured": kernel in RADIAL and columns >= 32,
         }  # fmt: skip
         return FeatureSums(terms, options)
+
+
+def _refuse_infinite(rows: np.ndarray) -> None:
+    finite = np.isfinite(rows).all(1)
+    if not finite.all():
+        at = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"X must be finite, row {at} contains NaN or infinity")
 
 
 def unit_rows(X: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from mercer import _checks
@@ -60,8 +61,12 @@ def zcdp_rho(epsilon: float, delta: float) -> float:
     >>> bool(zcdp_epsilon(rho, 1e-5) <= 2.0 < zcdp_epsilon(1.001 * rho, 1e-5))
     True
     """
-    epsilon = _checks.real("epsilon", epsilon, 0.0, strict=True)
-    log = -math.log(_delta(delta))
+    return _rho(_checks.real("epsilon", epsilon, 0.0, strict=True), _delta(delta))
+
+
+@lru_cache(256)
+def _rho(epsilon: float, delta: float) -> float:
+    log = -math.log(delta)
     return max(-_least(lambda a: ((log + _entropy(a)) / (a - 1) - epsilon) / a), 0.0) * (1 - 2 * SLACK)
 
 

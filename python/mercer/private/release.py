@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -39,6 +39,15 @@ class Release:
         self._parameters = parameters
         self._arrays = arrays
         self._open()
+
+    @classmethod
+    def _made(
+        cls, statement: dict[str, Any], parameters: dict[str, Any], arrays: dict[str, np.ndarray]
+    ) -> Self:
+        """A release of what was made here, and so need not be checked."""
+        made = cls.__new__(cls)
+        made.statement, made._parameters, made._arrays = statement, parameters, arrays
+        return made
 
     def __init_subclass__(cls) -> None:
         if cls.kind:

@@ -247,7 +247,8 @@ impl FourierFeatures {
 
     /// Add the features of the rows of `x`, in units of 2^-bits, to `sums` (groups, values); a group of rows ends where
     /// the next one starts.
-    #[pyo3(signature = (x, bits, sums, starts, first_row=0, threads=None))]
+    /// With `order`, the rows of these numbers in this order; with `unit`, each scaled to unit length.
+    #[pyo3(signature = (x, bits, sums, starts, first_row=0, threads=None, order=None, unit=false))]
     #[allow(clippy::too_many_arguments)]
     fn add(
         &self,
@@ -258,8 +259,17 @@ impl FourierFeatures {
         starts: Vec<usize>,
         first_row: usize,
         threads: Option<NonZero<usize>>,
+        order: Option<PyReadonlyArray1<'_, i64>>,
+        unit: bool,
     ) -> PyResult<()> {
         let (n, d) = crate::directional::shape(&x);
+        let order = order.as_ref().map(|order| order.as_slice()).transpose()?;
+        agree(
+            "order",
+            order.is_none_or(|order| order.iter().all(|&row| usize::try_from(row).is_ok_and(|row| row < n))),
+        )?;
+        let n = order.map_or(n, <[i64]>::len);
+        let rows = features::Rows { starts: &starts, order, unit };
         let shape = sums.as_array().dim();
         let sums = sums.as_slice_mut()?;
         agree("x", d == self.d && bits <= features::MOST_BITS)?;
@@ -269,11 +279,11 @@ impl FourierFeatures {
         match &x {
             Rows::Float32(a) => {
                 let x = a.as_slice()?;
-                pass(py, work, first_row, |cancel| self.features.add(x, &starts, bits, sums, (threads, cancel)))
+                pass(py, work, first_row, |cancel| self.features.add(x, rows, bits, sums, (threads, cancel)))
             }
             Rows::Float64(a) => {
                 let x = a.as_slice()?;
-                pass(py, work, first_row, |cancel| self.features.add(x, &starts, bits, sums, (threads, cancel)))
+                pass(py, work, first_row, |cancel| self.features.add(x, rows, bits, sums, (threads, cancel)))
             }
         }
     }

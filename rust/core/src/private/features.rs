@@ -154,6 +154,24 @@ impl Projection {
     }
 }
 
+/// Which rows of a matrix are summed, and into which groups.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// Where each group begins among the rows taken; the last ends with them.
+    pub starts: &'a [usize],
+    /// The rows taken, in order; None: all of them.
+    pub order: Option<&'a [i64]>,
+    /// Whether each is first scaled to unit length (a row of zeros stays).
+    pub unit: bool,
+}
+
+impl<'a> Rows<'a> {
+    /// All rows, as they are.
+    pub fn groups(starts: &'a [usize]) -> Self {
+        Self { starts, order: None, unit: false }
+    }
+}
+
 /// Features of m frequencies in d dimensions.
 pub struct Features {
     d: usize,
@@ -192,8 +210,8 @@ impl Features {
         if self.phases.is_some() { self.m } else { 2 * self.m }
     }
 
-    /// Add what each row of `x` has, in units of 2^-`bits`, to `sums`: those of the rows from `starts[g]` to
-    /// `starts[g + 1]` (or the end) to the g-th part of it.
+    /// Add what each row of `x` has, in units of 2^-`bits`, to `sums`: those of the g-th group of rows to the g-th part
+    /// of it.
     ///
     /// Whatever the rounding of a cosine did, a row adds at most `floor(sqrt(2) 2^bits) + 1` in absolute values a
     /// frequency and at most `(2^bits + 1)²` in squares a pair: a pair beyond is not added.
@@ -202,47 +220,55 @@ impl Features {
     /// The first row (of a piece) that holds NaN or infinity.
     ///
     /// # Panics
-    /// If a length does not agree or `starts` does not increase.
+    /// If a length does not agree, `starts` does not increase or a row that is taken is not there.
     pub fn add<T: Real>(
         &self,
         x: &[T],
-        starts: &[usize],
+        Rows { starts, order, unit }: Rows<'_>,
         bits: u32,
         sums: &mut [i64],
         (threads, cancel): (usize, &Cancel),
     ) -> Result<(), RowError> {
-        let (d, n, values) = (self.d, x.len() / self.d, self.values());
+        let (d, values) = (self.d, self.values());
+        let n = order.map_or(x.len() / d, <[i64]>::len);
         assert!(x.len().is_multiple_of(d) && sums.len() == starts.len() * values && bits <= MOST_BITS);
         // Pieces of rows: whole numbers may be added in any order, and in doubles they are exact below 2^53.
         let rows = n.div_ceil(threads.max(1) * 4).next_multiple_of(ROWS).clamp(ROWS, 1 << (52 - MOST_BITS));
         let ends = starts.iter().skip(1).copied().chain([n]);
         let mut pieces = Vec::new();
         for (group, (&start, end)) in starts.iter().zip(ends).enumerate() {
-            let group_rows = (x[start * d..end * d].chunks(rows * d)).enumerate();
-            pieces.extend(group_rows.map(|(piece, x)| (group, start + piece * rows, x)));
+            assert!(start <= end);
+            pieces.extend((start..end).step_by(rows).map(|first| (group, first..end.min(first + rows))));
         }
+        let grid = Grid::new(bits, self.phases.is_none());
         let total = std::sync::Mutex::new(sums);
-        pool::share(threads, pieces.into_iter(), |(group, first, x)| {
-            let mut part = vec![0.0; values];
+        pool::share(threads, pieces.into_iter(), |(group, piece)| {
+            let mut part = vec![[0.0; SIDE]; values];
             let mut work = Workspace::new(self);
-            for (block, x) in x.chunks(ROWS * d).enumerate() {
+            for first in piece.clone().step_by(ROWS) {
                 cancel.check()?;
-                let mut finite = true;
-                for (to, from) in work.x.iter_mut().zip(x) {
-                    *to = from.to_f64();
-                    finite &= to.is_finite();
+                let count = ROWS.min(piece.end - first);
+                for (i, to) in (first..first + count).zip(work.x.chunks_exact_mut(d)) {
+                    let row = order.map_or(i, |order| order[i] as usize);
+                    if !take_row(&x[row * d..][..d], unit, to) {
+                        return Err(RowError::NotFinite { row });
+                    }
                 }
-                if !finite {
-                    let bad = x.chunks(d).position(|row| row.iter().any(|v| !v.to_f64().is_finite()));
-                    return Err(RowError::NotFinite { row: first + block * ROWS + bad.unwrap_or(0) });
+                match &self.projection {
+                    Projection::Dense { .. } => work.project(self, count, |turns, count, first, tile| {
+                        dispatch(AddTile { features: self, grid, turns, count, first, tile, part: &mut part });
+                    }),
+                    Projection::Hadamard { signs, radii } => {
+                        mix(&mut work.x, &mut work.side, &mut work.mixed, self, signs, count, |turns, first, row| {
+                            let (radii, live) = (&radii[first..], count - row);
+                            dispatch(AddSide { features: self, grid, turns, first, radii, live, part: &mut part });
+                        });
+                    }
                 }
-                work.project(self, x.len() / d, |turns, count, first, tile| {
-                    dispatch(AddTile { features: self, turns, count, first, tile, bits, part: &mut part });
-                });
             }
             let mut total = total.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let total = &mut total[group * values..][..values];
-            total.iter_mut().zip(&part).for_each(|(a, &b)| *a += b as i64);
+            total.iter_mut().zip(&part).for_each(|(a, b)| *a += b.iter().sum::<f64>() as i64);
             Ok(())
         })
     }
@@ -309,28 +335,73 @@ impl Workspace {
                 }
             }
             Projection::Hadamard { signs, radii } => {
-                let padded = d.next_power_of_two();
-                self.x[count * d..].fill(0.0);
-                for (x, side) in self.x.chunks_exact(SIDE * d).zip(self.side.chunks_exact_mut(padded)) {
-                    dispatch(Transpose { from: x, rows: SIDE, scale: None, to: side.as_flattened_mut(), stride: SIDE });
-                }
-                for (block, signs) in signs.chunks_exact(3 * padded).enumerate() {
-                    let first = block * padded;
-                    let tile = padded.min(m - first);
-                    for (side, turns) in self
-                        .side
-                        .chunks_exact(padded)
-                        .zip(self.turns.chunks_mut(SIDE * tile))
-                        .take(count.div_ceil(SIDE))
-                    {
-                        self.mixed.copy_from_slice(side);
-                        dispatch(Mix { signs, x: &mut self.mixed });
-                        let (from, scale) = (self.mixed[..tile].as_flattened(), Some(&radii[first..][..tile]));
-                        dispatch(Transpose { from, rows: tile, scale, to: turns, stride: tile });
+                let turns = &mut self.turns;
+                mix(&mut self.x, &mut self.side, &mut self.mixed, features, signs, count, |mixed, first, row| {
+                    let (tile, from) = (mixed.len(), mixed.as_flattened());
+                    let (scale, to) = (Some(&radii[first..][..tile]), &mut turns[row * tile..][..SIDE * tile]);
+                    dispatch(Transpose { from, rows: tile, scale, to, stride: tile });
+                    if row + SIDE >= count {
+                        each(&mut turns[..count * tile], count, first, tile);
                     }
-                    each(&mut self.turns[..count * tile], count, first, tile);
-                }
+                });
             }
+        }
+    }
+}
+
+/// `to` = `from`, of unit length if that is asked for; whether all of it is finite.
+#[inline]
+fn take_row<T: Real>(from: &[T], unit: bool, to: &mut [f64]) -> bool {
+    let mut squares = [0.0; SIDE];
+    for (to, from) in to.chunks_mut(SIDE).zip(from.chunks(SIDE)) {
+        for ((to, from), square) in to.iter_mut().zip(from).zip(&mut squares) {
+            *to = from.to_f64();
+            *square += *to * *to;
+        }
+    }
+    let mut square: f64 = squares.iter().sum();
+    if !square.is_finite() && to.iter().any(|v| !v.is_finite()) {
+        return false;
+    }
+    if unit {
+        if !(1e-200..1e200).contains(&square) {
+            // Squares would not fit: the largest entry becomes 1 first.
+            let largest = to.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+            if largest == 0.0 {
+                return true;
+            }
+            to.iter_mut().for_each(|v| *v /= largest);
+            square = to.iter().map(|v| v * v).sum();
+        }
+        let scale = 1.0 / square.sqrt();
+        to.iter_mut().for_each(|v| *v *= scale);
+    }
+    true
+}
+
+/// Hand what signs and transforms make of [`SIDE`] rows of `x` to `each`, with the first frequency of the block and the
+/// first row: entry j has frequency j's projections of these rows, not yet scaled. Rows from `count` on are zeros.
+fn mix(
+    x: &mut [f64],
+    side: &mut [[f64; SIDE]],
+    mixed: &mut [[f64; SIDE]],
+    features: &Features,
+    signs: &[f64],
+    count: usize,
+    mut each: impl FnMut(&[[f64; SIDE]], usize, usize),
+) {
+    let (d, padded) = (features.d, mixed.len());
+    x[count * d..].fill(0.0);
+    for (from, side) in x.chunks_exact(SIDE * d).zip(side.chunks_exact_mut(padded)) {
+        dispatch(Transpose { from, rows: SIDE, scale: None, to: side.as_flattened_mut(), stride: SIDE });
+    }
+    for (block, signs) in signs.chunks_exact(3 * padded).enumerate() {
+        let first = block * padded;
+        let tile = padded.min(features.m - first);
+        for (group, side) in side.chunks_exact(padded).take(count.div_ceil(SIDE)).enumerate() {
+            mixed.copy_from_slice(side);
+            dispatch(Mix { signs, x: mixed });
+            each(&mixed[..tile], first, group * SIDE);
         }
     }
 }
@@ -414,76 +485,158 @@ fn cos_sin<L: Lanes>(turns: L) -> (L, L) {
     (c, s)
 }
 
+/// Finest grid for which [`near_cos_sin`] is exact enough.
+const NEAR_BITS: u32 = 24;
+/// sqrt(2) cos(pi x) in x², and sqrt(2) sin(pi x) over x: for |x| <= 1/2 to 1e-10 and 1e-9.
+const HALF_COSINE: [f64; 8] = half_turn(0);
+const HALF_SINE: [f64; 7] = half_turn(1);
+
+const fn half_turn<const N: usize>(first: usize) -> [f64; N] {
+    let (full, mut terms, mut scale, mut power) = (taylor::<N>(first), [0.0; N], std::f64::consts::SQRT_2, 0);
+    while power < first + 2 * N {
+        if power % 2 == first {
+            terms[power / 2] = full[power / 2] * scale;
+        }
+        scale *= 0.5;
+        power += 1;
+    }
+    terms
+}
+
+/// [`cos_sin`] to 4e-9: doubled from half the angle, so that no quadrant has to be chosen.
+#[inline(always)]
+fn near_cos_sin<L: Lanes>(turns: L) -> (L, L) {
+    let x = turns - turns.round();
+    let s = x * x;
+    let horner = |terms: &[f64]| {
+        let (last, rest) = terms.split_last().expect("a series has terms");
+        rest.iter().rev().fold(L::splat(*last), |sum, term| sum.fma(s, L::splat(*term)))
+    };
+    let (cosine, sine) = (horner(&HALF_COSINE), horner(&HALF_SINE) * x);
+    (sine.fnma(sine, L::splat(1.0)), sine * cosine)
+}
+
 struct AddTile<'a> {
     features: &'a Features,
+    grid: Grid,
     turns: &'a mut [f64],
     count: usize,
     first: usize,
     tile: usize,
-    bits: u32,
-    part: &'a mut [f64],
+    /// Sums of each value; the first of each entry is used.
+    part: &'a mut [[f64; SIDE]],
 }
 
 impl Kernel for AddTile<'_> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { features, turns, count, first, tile, bits, part } = self;
+        let Self { features, grid, turns, count, first, tile, part } = self;
         let m = features.m;
-        let grid = (1u64 << bits) as f64;
-        let most = (2f64.sqrt() * grid).floor() + 2.0; // strictly above the bound
-        let most_square = (grid + 0.95) * (grid + 0.95);
-        let paired = features.phases.is_none();
-        let (cosines, sines) = part.split_at_mut(m);
-        if let Some(phases) = &features.phases {
-            for turns in turns.chunks_exact_mut(tile).take(count) {
-                turns.iter_mut().zip(&phases[first..]).for_each(|(t, b)| *t += b);
+        let (mut cosines, mut sines) = ([0.0; TILE], [0.0; TILE]);
+        // A few rows at a time, for what they have in one column lies on as many cache lines.
+        for rows in turns[..count * tile].chunks_mut(SIDE * tile) {
+            if let Some(phases) = &features.phases {
+                for turns in rows.chunks_exact_mut(tile) {
+                    turns.iter_mut().zip(&phases[first..]).for_each(|(t, b)| *t += b);
+                }
+            }
+            let whole = tile - tile % L::WIDTH;
+            for j in (0..whole).step_by(L::WIDTH) {
+                let (mut c_sum, mut s_sum) = (L::load(&cosines[j..]), L::load(&sines[j..]));
+                for row in rows.chunks_exact(tile) {
+                    let (c, s) = grid.feature(L::load(&row[j..]));
+                    (c_sum, s_sum) = (c_sum + c, s_sum + s);
+                }
+                c_sum.store(&mut cosines[j..]);
+                s_sum.store(&mut sines[j..]);
+            }
+            for j in whole..tile {
+                for row in rows.chunks_exact(tile) {
+                    let (c, s) = grid.feature::<f64>(row[j]);
+                    (cosines[j], sines[j]) = (cosines[j] + c, sines[j] + s);
+                }
             }
         }
-        let whole = tile - tile % L::WIDTH;
-        for j in (0..whole).step_by(L::WIDTH) {
-            let mut c_sum = L::splat(0.0);
-            let mut s_sum = L::splat(0.0);
-            for row in 0..count {
-                let (c, s) = on_grid::<L>(L::load(&turns[row * tile + j..]), grid, most, most_square, paired);
-                (c_sum, s_sum) = (c_sum + c, s_sum + s);
-            }
-            let at = first + j;
-            (L::load(&cosines[at..]) + c_sum).store(&mut cosines[at..]);
-            if paired {
-                (L::load(&sines[at..]) + s_sum).store(&mut sines[at..]);
+        for j in 0..tile {
+            part[first + j][0] += cosines[j];
+            if grid.paired {
+                part[m + first + j][0] += sines[j];
             }
         }
-        for j in whole..tile {
-            for row in 0..count {
-                let (c, s) = on_grid::<f64>(turns[row * tile + j], grid, most, most_square, paired);
-                cosines[first + j] += c;
-                if paired {
-                    sines[first + j] += s;
+    }
+}
+
+/// The features of [`SIDE`] rows, of which the first `live` count; each lane has sums of its own.
+struct AddSide<'a> {
+    features: &'a Features,
+    grid: Grid,
+    turns: &'a [[f64; SIDE]],
+    first: usize,
+    radii: &'a [f64],
+    live: usize,
+    part: &'a mut [[f64; SIDE]],
+}
+
+impl Kernel for AddSide<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { features, grid, turns, first, radii, live, part } = self;
+        let (live, zero) = (L::splat(live as f64), L::splat(0.0));
+        let lane: [f64; SIDE] = std::array::from_fn(|i| i as f64);
+        let (cosines, sines) = part.split_at_mut(features.m);
+        for (j, (turns, radius)) in turns.iter().zip(radii).enumerate() {
+            let phase = features.phases.as_ref().map_or(0.0, |phases| phases[first + j]);
+            for i in (0..SIDE).step_by(L::WIDTH) {
+                let counts = L::load(&lane[i..]).lt(live);
+                let (c, s) = grid.feature(L::load(&turns[i..]).fma(L::splat(*radius), L::splat(phase)));
+                let cosines = &mut cosines[first + j][i..];
+                (L::load(cosines) + L::select(counts, c, zero)).store(cosines);
+                if grid.paired {
+                    let sines = &mut sines[first + j][i..];
+                    (L::load(sines) + L::select(counts, s, zero)).store(sines);
                 }
             }
         }
     }
 }
 
-/// The pair (or the single value, and 0) of a frequency in whole numbers; (0, 0) where the bounds do not hold.
-#[inline(always)]
-fn on_grid<L: Lanes>(turns: L, grid: f64, most: f64, most_square: f64, paired: bool) -> (L, L) {
-    let (c, s) = cos_sin(turns);
-    let zero = L::splat(0.0);
-    let (c, s) = if paired {
-        ((c * L::splat(grid)).round(), (s * L::splat(grid)).round())
-    } else {
-        ((c * L::splat(grid * 2f64.sqrt())).round(), zero)
-    };
-    let size = |v: L| L::select(v.lt(zero), -v, v);
-    let kept = (size(c) + size(s)).lt(L::splat(most)); // false for NaN
-    let (c, s) = (L::select(kept, c, zero), L::select(kept, s, zero));
-    if !paired {
-        return (c, s);
+/// What rounds features to whole numbers and holds them to their bounds.
+#[derive(Clone, Copy)]
+struct Grid {
+    paired: bool,
+    near: bool,
+    /// Units in a cosine's 1 (and, single, in sqrt(2) of it).
+    unit: f64,
+    /// Strictly above the squares of a pair, or of a single value, that may be added.
+    most: f64,
+}
+
+impl Grid {
+    fn new(bits: u32, paired: bool) -> Self {
+        let grid = (1u64 << bits) as f64;
+        // |C| + |S| <= sqrt(2 (C² + S²)), so this holds the absolute values of a pair below floor(sqrt(2) grid) + 2.
+        let by_sum = ((2f64.sqrt() * grid).floor() + 2.0) * if paired { 0.5f64.sqrt() } else { 1.0 };
+        let most = if paired { by_sum.min(grid + 0.95) } else { by_sum } * (1.0 - 1e-12);
+        Self {
+            paired,
+            near: bits <= NEAR_BITS,
+            unit: if paired { grid } else { grid * 2f64.sqrt() },
+            most: most * most,
+        }
     }
-    let kept = (c * c + s * s).lt(L::splat(most_square));
-    (L::select(kept, c, zero), L::select(kept, s, zero))
+
+    /// The pair (or the single value, and 0) of a frequency in whole numbers; (0, 0) where the bounds do not hold.
+    #[inline(always)]
+    fn feature<L: Lanes>(self, turns: L) -> (L, L) {
+        let (c, s) = if self.near { near_cos_sin(turns) } else { cos_sin(turns) };
+        let (unit, zero) = (L::splat(self.unit), L::splat(0.0));
+        let c = (c * unit).round();
+        let s = if self.paired { (s * unit).round() } else { zero };
+        let kept = c.fma(c, s * s).lt(L::splat(self.most)); // false for NaN
+        (L::select(kept, c, zero), L::select(kept, s, zero))
+    }
 }
 
 struct QueryTile<'a> {
@@ -545,166 +698,4 @@ fn one_query<L: Lanes>(turns: &[f64], cosines: &[f64], sines: Option<&[f64]>, pa
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cosine_and_sine_of_turns_agree_with_libm() {
-        let mut draws = Draws::new(3, 0, 0);
-        for i in 0..200_000 {
-            let turns = (draws.uniform() - 0.5) * if i % 2 == 0 { 2.0 } else { 1e6 };
-            let (c, s) = cos_sin(turns);
-            let (sin, cos) = (turns.fract() * std::f64::consts::TAU).sin_cos();
-            assert!((c - cos).abs() < 2e-15 && (s - sin).abs() < 2e-15, "{turns}: {c} {cos}, {s} {sin}");
-        }
-        for i in -16..16 {
-            let turns = f64::from(i) / 8.0;
-            let (c, s) = cos_sin(turns);
-            let (sin, cos) = (turns * std::f64::consts::TAU).sin_cos();
-            assert!((c - cos).abs() < 1e-15 && (s - sin).abs() < 1e-15, "{turns}");
-        }
-    }
-
-    fn rows(n: usize, d: usize, seed: u64) -> Vec<f64> {
-        let mut x = vec![0.0; n * d];
-        fill_normals(&mut x, seed, 9, 0);
-        x
-    }
-
-    #[test]
-    fn sums_are_the_rounded_features_of_each_row_and_threads_change_nothing() {
-        let (n, d, m, bits) = (333, 5, 37, 20);
-        let x = rows(n, d, 1);
-        let matrix = frequencies(Spectrum::Gaussian, 4, m, d);
-        for phased in [false, true] {
-            let phases = phased.then(|| (0..m).map(|j| j as f64 / m as f64).collect::<Vec<_>>());
-            let features = Features::new(d, m, Projection::Dense { matrix: matrix.clone() }, phases.clone());
-            let mut expected = vec![0i64; features.values()];
-            let grid = f64::from(1 << bits);
-            for row in x.chunks(d) {
-                for j in 0..m {
-                    let turns: f64 = row.iter().zip(&matrix[j * d..]).map(|(a, b)| a * b).sum();
-                    let angle = std::f64::consts::TAU * (turns + phases.as_ref().map_or(0.0, |p| p[j]));
-                    let scale = if phased { 2f64.sqrt() } else { 1.0 };
-                    expected[j] += (angle.cos() * scale * grid).round() as i64;
-                    if !phased {
-                        expected[m + j] += (angle.sin() * grid).round() as i64;
-                    }
-                }
-            }
-            let mut kept: Option<Vec<i64>> = None;
-            for threads in [1, 2, 3] {
-                let mut sums = vec![0; features.values()];
-                features.add(&x, &[0], bits, &mut sums, (threads, &Cancel::new())).expect("finite");
-                // A value at a half may round either way.
-                assert!(sums.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 2), "{sums:?} {expected:?}");
-                assert_eq!(&sums, kept.get_or_insert(sums.clone()));
-            }
-        }
-    }
-
-    #[test]
-    fn no_row_adds_more_than_the_declared_bounds() {
-        let bits = 4; // coarse: rounding matters
-        let features = Features::new(1, 1, Projection::Dense { matrix: vec![1.0] }, None);
-        for i in 0..20_000 {
-            let mut sums = vec![0; 2];
-            features.add(&[f64::from(i) / 20_000.0], &[0], bits, &mut sums, (1, &Cancel::new())).expect("finite");
-            let l1 = sums[0].abs() + sums[1].abs();
-            assert!(l1 <= 22 + 1 && sums[0].pow(2) + sums[1].pow(2) <= 17 * 17, "{sums:?}");
-        }
-        for huge in [1e300, -1e300, 1e17, f64::MAX] {
-            let features = Features::new(2, 1, Projection::Dense { matrix: vec![1e10, -1e10] }, None);
-            let mut sums = vec![0; 2];
-            features.add(&[huge, huge], &[0], bits, &mut sums, (1, &Cancel::new())).expect("finite");
-            assert!(sums[0].abs() + sums[1].abs() <= 23, "{sums:?}");
-        }
-    }
-
-    /// 6 standard errors of the mean of m pairs: (1 + k(2u))/2 - k(u)² <= 1/2.
-    #[test]
-    fn each_spectrum_gives_its_kernel() {
-        let (m, d) = (40_000, 3);
-        let difference: [f64; 3] = [0.7, -0.4, 0.2];
-        let (l1, l2): (f64, f64) = (1.3, 0.69f64.sqrt());
-        for (spectrum, kernel) in [
-            (Spectrum::Gaussian, (-0.69f64).exp()),
-            (Spectrum::Exponential, (-l2).exp()),
-            (Spectrum::Laplace, (-l1).exp()),
-            (Spectrum::Cauchy, difference.iter().map(|u| 1.0 / (1.0 + u * u)).product()),
-            (Spectrum::SmoothSquare, 1.0 / 1.69),
-            (Spectrum::Smooth, 1.0 / (1.0 + l2)),
-            (Spectrum::SmoothLaplace, 1.0 / (1.0 + l1)),
-        ] {
-            let (x, y) = ([0.3, 0.1, -2.0], [0.3 - 0.7, 0.1 + 0.4, -2.0 - 0.2]);
-            let mut projections = vec![Projection::Dense { matrix: frequencies(spectrum, 7, m, d) }];
-            if spectrum.is_radial() {
-                projections.push(Projection::hadamard(spectrum, 7, m, d));
-            }
-            for projection in projections {
-                let bound = match projection {
-                    Projection::Dense { .. } => 6.0 * (0.5f64 / m as f64).sqrt(),
-                    Projection::Hadamard { .. } => 0.05, // d = 3: three rounds of four signs are not a rotation
-                };
-                let features = Features::new(d, m, projection, None);
-                let mut sums = vec![0; 2 * m];
-                features.add(&x[..], &[0], 30, &mut sums, (1, &Cancel::new())).expect("finite");
-                let v: Vec<f64> = sums.iter().map(|&s| s as f64 / f64::from(1 << 30)).collect();
-                let mut out = [[0.0; 3]];
-                features.query(&y, &v, &mut out, (1, &Cancel::new())).expect("not cancelled");
-                assert!((out[0][0] - kernel).abs() < bound, "{spectrum:?}: {} {kernel}", out[0][0]);
-            }
-        }
-    }
-
-    #[test]
-    fn structured_frequencies_give_the_kernel_in_many_dimensions() {
-        let (m, d) = (8192, 100);
-        for spectrum in [Spectrum::Gaussian, Spectrum::Exponential, Spectrum::Smooth, Spectrum::SmoothSquare] {
-            let features = Features::new(d, m, Projection::hadamard(spectrum, 5, m, d), None);
-            let x = rows(1, d, 2);
-            let step = 0.08;
-            let y: Vec<f64> = x.iter().map(|v| v + step).collect();
-            let r2 = step * step * d as f64;
-            let kernel = match spectrum {
-                Spectrum::Gaussian => (-r2).exp(),
-                Spectrum::Exponential => (-r2.sqrt()).exp(),
-                Spectrum::Smooth => 1.0 / (1.0 + r2.sqrt()),
-                _ => 1.0 / (1.0 + r2),
-            };
-            let mut sums = vec![0; 2 * m];
-            features.add(&x, &[0], 30, &mut sums, (2, &Cancel::new())).expect("finite");
-            let v: Vec<f64> = sums.iter().map(|&s| s as f64 / f64::from(1 << 30)).collect();
-            let mut out = [[0.0; 3]];
-            features.query(&y, &v, &mut out, (2, &Cancel::new())).expect("not cancelled");
-            assert!(
-                (out[0][0] - kernel).abs() < 6.0 * (0.5f64 / m as f64).sqrt(),
-                "{spectrum:?}: {} {kernel}",
-                out[0][0]
-            );
-        }
-    }
-
-    #[test]
-    fn groups_of_rows_are_summed_apart() {
-        let x = rows(300, 2, 8);
-        let features = Features::new(2, 5, Projection::Dense { matrix: frequencies(Spectrum::Laplace, 1, 5, 2) }, None);
-        let work = (2, &Cancel::new());
-        let mut sums = vec![0; 30];
-        features.add(&x, &[0, 120, 120], 20, &mut sums, work).expect("finite");
-        for (group, range) in [(0, 0..120), (1, 0..0), (2, 120..300)] {
-            let mut alone = vec![0; 10];
-            features.add(&x[2 * range.start..2 * range.end], &[0], 20, &mut alone, work).expect("finite");
-            assert_eq!(sums[10 * group..][..10], alone);
-        }
-    }
-
-    #[test]
-    fn a_row_that_is_not_finite_is_named() {
-        let features = Features::new(2, 3, Projection::Dense { matrix: vec![0.1; 6] }, None);
-        let mut x = rows(200, 2, 3);
-        x[2 * 130] = f64::NAN;
-        let outcome = features.add(&x, &[0], 20, &mut [0; 6], (1, &Cancel::new()));
-        assert_eq!(outcome, Err(RowError::NotFinite { row: 130 }));
-    }
-}
+mod tests;

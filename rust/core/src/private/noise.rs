@@ -22,7 +22,7 @@ pub enum Error {
 }
 
 /// Values that one source serves, and the unit in which work is shared among threads.
-const CHUNK: usize = 512;
+const CHUNK: usize = 256;
 
 /// Where random words come from.
 pub trait Entropy {
@@ -30,16 +30,16 @@ pub trait Entropy {
     fn word(&mut self) -> Result<u64, Error>;
 }
 
-/// The operating system's generator, a page at a time.
+/// The operating system's generator, a kilobyte at a time.
 pub struct System {
-    page: [u8; 4096],
+    page: [u8; 1024],
     at: usize,
 }
 
 impl System {
     /// Nothing is read before the first word.
     pub fn new() -> Self {
-        Self { page: [0; 4096], at: 4096 }
+        Self { page: [0; 1024], at: 1024 }
     }
 }
 
@@ -113,13 +113,29 @@ impl<E: Entropy> Bits<E> {
         }
     }
 
+    /// True with probability `u / 2^digits`, u < 2^digits: the binary digits of a uniform number against those of u,
+    /// 8 at a time until they differ.
+    #[inline]
+    fn below_fraction(&mut self, u: u64, mut digits: u32) -> Result<bool, Error> {
+        debug_assert!(digits >= 64 || u >> digits == 0);
+        while digits > 0 {
+            let count = digits.min(8);
+            digits -= count;
+            let (ours, theirs) = (self.take(count)?, (u >> digits) & ((1 << count) - 1));
+            if ours != theirs {
+                return Ok(ours < theirs);
+            }
+        }
+        Ok(false)
+    }
+
     /// True with probability `num / den <= 1`, `den < 2^96`: the binary digits of a uniform number against those of
-    /// the quotient, 16 at a time until they differ. No division: products stay below 2^128.
+    /// the quotient, 8 at a time until they differ. No division: products stay below 2^128.
     fn less_than(&mut self, mut num: u128, den: u128) -> Result<bool, Error> {
         debug_assert!(num <= den && den < 1 << 96);
         loop {
-            num <<= 16;
-            let below = u128::from(self.take(16)?) * den;
+            num <<= 8;
+            let below = u128::from(self.take(8)?) * den;
             if below + den <= num {
                 return Ok(true);
             }
@@ -146,19 +162,20 @@ impl<E: Entropy> Bits<E> {
         self.exp_minus(|_| Ok(true))
     }
 
-    /// P(z) ∝ exp(-|z| num/den) over the integers (their algorithm 2), num and den in [1, 2^63].
+    /// P(z) ∝ exp(-|z| num / 2^shift) over the integers (their algorithm 2), num in [1, 2^63], shift at most 62. That
+    /// the denominator is a power of two leaves nothing to reject, and lets most coins fall after one byte.
     #[inline]
-    fn discrete_laplace(&mut self, num: u64, den: u64) -> Result<i128, Error> {
+    fn discrete_laplace(&mut self, num: u64, shift: u32) -> Result<i128, Error> {
         loop {
-            let u = self.below(den)?;
-            if !self.exp_minus(|bits| Ok(bits.below(den)? < u))? {
+            let u = self.take(shift)?;
+            if !self.exp_minus(|bits| bits.below_fraction(u, shift))? {
                 continue;
             }
             let mut v = 0u64;
             while self.exp_minus_one()? {
                 v += 1;
             }
-            let x = u128::from(v) * u128::from(den) + u128::from(u);
+            let x = (u128::from(v) << shift) + u128::from(u);
             // A division of 128 bits costs more than the rest of the draw.
             let magnitude = match u64::try_from(x) {
                 Ok(x) => u128::from(x / num),
@@ -175,9 +192,10 @@ impl<E: Entropy> Bits<E> {
 
     /// P(z) ∝ exp(-z² den / 2 num) over the integers (their algorithm 3).
     fn discrete_gaussian(&mut self, law: &Gaussian) -> Result<i128, Error> {
-        let Gaussian { num, den, t } = *law;
+        let Gaussian { num, den, log_t } = *law;
+        let t = 1u64 << log_t;
         'draw: loop {
-            let z = self.discrete_laplace(1, t)?;
+            let z = self.discrete_laplace(1, log_t)?;
             // exp(-(|z| - σ²/t)² / 2σ²) with σ² = num/den, over the common denominator 2 num den t².
             let (size, numerator) = (z.unsigned_abs(), u128::from(num));
             let scaled = match size.checked_mul(u128::from(den) * u128::from(t)) {
@@ -231,23 +249,25 @@ impl Laplace {
 pub struct Gaussian {
     num: u64,
     den: u64,
-    t: u64,
+    log_t: u32,
 }
 
 impl Gaussian {
-    /// σ² = `num / 2^shift`.
+    /// σ² = `num / 2^shift`. The proposals are of scale t, the power of two nearest to σ (the law is the same for any
+    /// t >= 1; of those, at least 65 % are accepted).
     ///
     /// # Errors
-    /// `Range` where a product of the sampler might leave 128 bits: `2 num den t² < 2^96`, `den t < 2^32` with
-    /// `t = floor σ + 1` is what is proved.
+    /// `Range` where a product of the sampler might leave 128 bits: `2 num den t² < 2^96`, `den t < 2^32` is what is
+    /// proved.
     pub fn new(num: u64, shift: u32) -> Result<Self, Error> {
         let den = 1u64.checked_shl(shift).filter(|&den| den <= 1 << 31).ok_or(Error::Range)?;
-        let t = (num / den).isqrt() + 1; // floor of a root is the root of the floor
+        let log_t = (num / den).saturating_mul(2).max(1).ilog2() / 2;
+        let t = 1u64 << log_t;
         let product = [num, den, t, t].iter().try_fold(2u128, |p, &f| p.checked_mul(u128::from(f)));
         if num == 0 || den * t >= 1 << 32 || product.is_none_or(|p| p >= 1 << 96) {
             return Err(Error::Range);
         }
-        Ok(Self { num, den, t })
+        Ok(Self { num, den, log_t })
     }
 }
 
@@ -263,7 +283,7 @@ pub enum Law {
 impl Law {
     fn draw<E: Entropy>(&self, bits: &mut Bits<E>) -> Result<i128, Error> {
         match self {
-            Law::Laplace(law) => bits.discrete_laplace(law.num, 1 << law.shift),
+            Law::Laplace(law) => bits.discrete_laplace(law.num, law.shift),
             Law::Gaussian(law) => bits.discrete_gaussian(law),
         }
     }
