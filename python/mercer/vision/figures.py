@@ -106,7 +106,7 @@ def draw_receptive_fields(fields: Mapping[str, np.ndarray], figure: Any) -> None
 def overview_and_focus(
     model: Any, image: torch.Tensor, *, target: int | None = None, figure: Any = None
 ) -> dict[str, np.ndarray]:
-    """Where OverLoCK's overview and its focus find a class, and the kernel that the focus makes for the brightest place.
+    """Where OverLoCK's overview and its focus find a class, and a kernel that the focus makes.
 
     For each of the two last maps at stride 32 and for the focus at stride 16: the gradient of the class's logit,
     averaged over the map, weighs the channels; what is left above zero is stretched to the image and to [0, 1].
