@@ -19,6 +19,21 @@ def test_the_digits_of_training_and_testing_are_different_ones_and_a_seed_is_a_t
     assert ink.min() > 20  # there is a digit on every canvas
 
 
+def test_the_class_of_two_digits_is_that_of_the_left_one():
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    task = _small_images.left_one(80, 10, 0)
+    means = np.stack([images[:1300][labels[:1300] == c].mean(0) for c in range(10)]).reshape(10, 1, 8, 8)
+    means = torch.nn.functional.interpolate(torch.from_numpy(means).float(), (14, 14), mode="bilinear")
+    means = (means - means.mean((2, 3), keepdim=True)) / means.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    halves = [
+        torch.nn.functional.conv2d(half, means).amax((2, 3)).argmax(1) for half in task.x.split(16, dim=3)
+    ]
+    left, right = ((half == task.y).double().mean() for half in halves)
+    assert left > 0.4 and right < 0.3  # the nearest of ten mean digits, slid over each half
+
+
 def test_arms_have_as_many_parameters_as_the_one_they_are_matched_to():
     for arms, merged in ((unireplknet.ARMS, unireplknet.ARMS[1]), (overlock.ARMS, overlock.ARMS[0])):
         wanted = _small_images.parameters(merged)

@@ -23,8 +23,8 @@ from torch import nn
 from mercer.reproduce import Progress, Row
 
 __all__ = [
-    "Arm", "SmallNet", "Task", "accuracies", "cifar10", "claim", "draw_accuracies", "draw_fields", "matched",
-    "on_cifar", "parameters", "part_of", "stretched",
+    "Arm", "SmallNet", "Task", "accuracies", "cifar10", "claim", "draw_accuracies", "draw_fields", "left_one",
+    "matched", "on_cifar", "parameters", "part_of", "stretched",
 ]  # fmt: skip
 
 SIDE, BATCH = 32, 64
@@ -43,6 +43,19 @@ class Task:
 
 def stretched(n: int, n_test: int, seed: int) -> Task:
     """A digit stretched to 20 to 32 pixels a side, anywhere on a canvas of 32 x 32, in noise of deviation 0.1."""
+    return _placed(n, n_test, seed, digits=1, sides=(20, 32))
+
+
+def left_one(n: int, n_test: int, seed: int) -> Task:
+    """Two digits of 12 to 16 pixels a side, one in each half of a canvas of 32 x 32: the class is that of the left one.
+
+    What is left of what is nowhere near: a pixel has to see the other digit or the border.
+    """
+    return _placed(n, n_test, seed, digits=2, sides=(12, 16))
+
+
+def _placed(n: int, n_test: int, seed: int, *, digits: int, sides: tuple[int, int]) -> Task:
+    """Digits side by side, each somewhere in its strip of the canvas; the class is that of the first."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
@@ -52,17 +65,18 @@ def stretched(n: int, n_test: int, seed: int) -> Task:
         ) from None
     images, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(images.reshape(-1, 1, 1, 8, 8)).float() / 16
-    rng = np.random.default_rng(seed)
+    rng, strip = np.random.default_rng(seed), SIDE // digits
     parts: list[torch.Tensor] = []
     for count, pool in ((n, np.arange(1300)), (n_test, np.arange(1300, len(labels)))):
-        chosen = rng.choice(pool, count)
+        chosen = rng.choice(pool, (count, digits))
         x = torch.from_numpy(rng.normal(0, 0.1, (count, 1, SIDE, SIDE)).astype(np.float32))
-        for i, index in enumerate(chosen):
-            height, width = map(int, rng.integers(20, SIDE + 1, 2))
-            top, left = int(rng.integers(SIDE - height + 1)), int(rng.integers(SIDE - width + 1))
-            large = F.interpolate(images[index], (height, width), mode="bilinear")
+        for i, place in np.ndindex(count, digits):
+            height, width = map(int, rng.integers(sides[0], sides[1] + 1, 2))
+            top = int(rng.integers(SIDE - height + 1))
+            left = strip * place + int(rng.integers(strip - width + 1))
+            large = F.interpolate(images[chosen[i, place]], (height, width), mode="bilinear")
             x[i, :, top : top + height, left : left + width] += large[0]
-        parts += [x, torch.from_numpy(labels[chosen].astype(np.int64))]
+        parts += [x, torch.from_numpy(labels[chosen[:, 0]].astype(np.int64))]
     return Task(*parts)
 
 
@@ -237,13 +251,13 @@ def on_cifar(
     ]  # fmt: skip
 
 
-def draw_accuracies(axes: Any, found: Mapping[str, Sequence[float]]) -> None:
+def draw_accuracies(axes: Any, found: Mapping[str, Sequence[float]], title: str) -> None:
     """A dot a seed and a line at the mean, an arm a column."""
     for i, values in enumerate(found.values()):
         axes.plot([i] * len(values), values, "o", color=f"C{i}")
         axes.plot([i - 0.2, i + 0.2], [statistics.fmean(values)] * 2, color=f"C{i}", linewidth=2)
     axes.set_xticks(range(len(found)), ["\n".join(textwrap.wrap(name, 18)) for name in found])
-    axes.set(ylabel="% right", title="stretched digits, by seed", xlim=(-0.5, len(found) - 0.5))
+    axes.set(ylabel="% right", title=f"{title}, by seed", xlim=(-0.5, len(found) - 0.5))
 
 
 def draw_fields(panels: Sequence[Any], fields: Mapping[str, Any]) -> None:

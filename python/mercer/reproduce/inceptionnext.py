@@ -82,7 +82,7 @@ def run(*, quick: bool, progress: Progress) -> Evidence:
     rows += merged("mercer_inceptionnext_atto")
     progress("times", 0.15)
     rows += [*_mixers(2 if quick else 8, 2 if quick else 5), *_networks(quick)]
-    seeds, epochs = (1, 5) if quick else (3, 10)
+    seeds, epochs = (1, 5) if quick else (3, 8)
     tasks = [stretched(1300, 1000, seed) for seed in range(seeds)]
     found = accuracies(ARMS, tasks, epochs, part_of(progress, 0.4, 0.4), RATE)
     rows += _learning(found)
@@ -194,7 +194,7 @@ def _learning(found: dict[str, list[float]]) -> list[Row]:
 def plot(evidence: Evidence, figure: Any) -> None:
     """Accuracies by seed, and the times that were compared."""
     left, right = figure.subplots(1, 2)
-    draw_accuracies(left, evidence.figures["learning"])
+    draw_accuracies(left, evidence.figures["learning"], "stretched digits")
     timed = [row for row in evidence.rows if row.unit == "ms"]
     right.barh(
         range(len(timed)), [float(row.ours or 0) / float(row.baseline or 1) for row in timed], label="mercer"
