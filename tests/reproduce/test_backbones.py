@@ -7,7 +7,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("sklearn")
 
-from mercer.reproduce import _backbone_rows, _small_images, inceptionnext, overlock, unireplknet  # noqa: E402
+from mercer.reproduce import (  # noqa: E402
+    Evidence,
+    Row,
+    _backbone_rows,
+    _small_images,
+    inceptionnext,
+    overlock,
+    unireplknet,
+)
 
 
 def test_the_digits_of_training_and_testing_are_different_ones_and_a_seed_is_a_task():
@@ -97,3 +105,16 @@ def test_the_operators_are_what_the_papers_define():
     rows = [inceptionnext._operator(), inceptionnext._arithmetic(), overlock._windows(), overlock._sums()]
     rows += [unireplknet._wider(unireplknet._fields()), *overlock._beyond(overlock._fields())]
     assert all(row.holds == "yes" and row.must_hold for row in rows)
+
+
+def test_figures_are_drawn_from_the_json_alone():
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    learning, field = {"a long name of an arm": [70.0, 80.0], "b": [60.0, 65.0]}, np.eye(5) + 0.1
+    figures = {"learning": learning, "far": learning, "near": learning, "fields": {"a": field, "b": field}}
+    row = Row("time of one", "ms", baseline=2.0, ours=1.0, better="lower", holds=True)
+    for module, panels in ((inceptionnext, 2), (unireplknet, 4), (overlock, 3)):
+        slug = module.__name__.rpartition(".")[2]
+        evidence = Evidence.from_json(Evidence(slug, [row], 0, figures).to_json())
+        figure = matplotlib.Figure()
+        module.plot(evidence, figure)
+        assert len(figure.axes) == panels and all(axes.has_data() for axes in figure.axes)
