@@ -81,7 +81,7 @@ def _system(line: str) -> System:
 _TABLE = """
 01 | scatterbrain | Scatterbrain: Unifying Sparse and Low-rank Attention Approximation | nn.attention.scatterbrain | landed
 02 | sepc | Scale-Equalizing Pyramid Convolution for Object Detection | vision.detection.pyramid_conv | planned
-03 | overlock | OverLoCK: An Overview-first-Look-Closely-next ConvNet with Context-Mixing Dynamic Kernels | vision.overlock nn.attention.neighborhood | planned
+03 | overlock | OverLoCK: An Overview-first-Look-Closely-next ConvNet with Context-Mixing Dynamic Kernels | vision.backbones.overlock nn.conv nn.attention.neighborhood | landed
 04 | referformer | Language as Queries for Referring Video Object Segmentation | vision.video.referformer nn.attention.deformable | planned
 05 | quantum-kernels | Supervised learning with quantum enhanced feature spaces | gram.quantum | planned
 06 | tp4 | Feature Learning in Infinite-Width Neural Networks | understand.parametrization | planned
@@ -97,10 +97,10 @@ _TABLE = """
 16 | essaformer | ESSAformer: Efficient Transformer for Hyperspectral Image Super-resolution | earth.essaformer | planned
 17 | medvitv2 | Medical Image Classification with KAN-Integrated Transformers and Dilated Neighborhood Attention | vision.medvitv2 | planned
 18 | ffdnn | A Fast Fourier Convolutional Deep Neural Network For Accurate and Explainable Discrimination Of Wheat Yellow Rust And Nitrogen Deficiency From Sentinel-2 Time-Series Data | earth.ffdnn | planned
-19 | unireplknet | UniRepLKNet: A Universal Perception Large-Kernel ConvNet for Audio, Video, Point Cloud, Time-Series and Image Recognition | vision.unireplknet nn.conv.dilated_reparam | planned
+19 | unireplknet | UniRepLKNet: A Universal Perception Large-Kernel ConvNet for Audio, Video, Point Cloud, Time-Series and Image Recognition | vision.backbones.unireplknet nn.conv | landed
 20 | clip-dissection | Dissecting CLIP: Decomposition with a Schur Complement-based Approach | understand.schur | planned
 21 | tas | Network Pruning via Transformable Architecture Search | nn.search | planned
-22 | unireplknet-scaling | Scaling Up Your Kernels: Large Kernel Design in ConvNets towards Universal Representations | vision.unireplknet nn.conv.dilated_reparam | planned
+22 | unireplknet-scaling | Scaling Up Your Kernels: Large Kernel Design in ConvNets towards Universal Representations | vision.backbones.unireplknet nn.conv | planned
 23 | feature-complexity | Going Beyond Neural Network Feature Similarity: The Network Feature Complexity and Its Interpretation Using Category Theory | understand.iterative_merge | planned
 24 | unified-embedding | Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems | ctr.unified_embedding | planned
 25 | pkl-ofp | Prototypical Kernel Learning and Open-set Foreground Perception for Generalized Few-shot Semantic Segmentation | vision.segmentation.prototypical_kernel | planned
@@ -116,7 +116,7 @@ _TABLE = """
 35 | shapesplat | ShapeSplat: A Large-scale Dataset of Gaussian Splats and Their Self-Supervised Pretraining | fields.splats | planned
 36 | rotnet | Unsupervised Representation Learning by Predicting Image Rotations | vision.rotation_pretext | planned
 37 | mlc | Unsupervised Manifold Linearizing and Clustering | nn.manifold_clustering | planned
-38 | inceptionnext | InceptionNeXt: When Inception Meets ConvNeXt | vision.inceptionnext | planned
+38 | inceptionnext | InceptionNeXt: When Inception Meets ConvNeXt | vision.backbones.inceptionnext nn.conv | landed
 39 | matryoshka-kv | MatryoshkaKV: Adaptive KV Compression via Trainable Orthogonal Projection | nn.attention.matryoshka | landed
 40 | off-the-shelf | CNN Features off-the-shelf: an Astounding Baseline for Recognition | vision.off_the_shelf | planned
 41 | neurbf | NeuRBF: A Neural Fields Representation with Adaptive Radial Basis Functions | fields.adaptive_rbf | planned

@@ -7,6 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
+from timm.models import group_parameters  # noqa: E402
+from timm.optim import create_optimizer_v2  # noqa: E402
+
 from mercer.vision import backbones  # noqa: E402
 from mercer.vision.backbones import OverLoCK, UniRepLKNet, load_official, macs, variants  # noqa: E402
 from mercer.vision.backbones.overlock import DynamicConvBlock, RepConvBlock  # noqa: E402
@@ -381,3 +384,34 @@ def test_the_official_names_of_overlocks_blocks_load():
     assert any("proj.3.proj.1" in k for k in official)
     load_official(RepConvBlock(24, 7), official)
     assert backbones.Backbone.official_names == ()
+
+
+def test_layer_decay_of_unireplknet_is_over_the_twelve_groups_of_its_fine_tuning():
+    model = timm.create_model("mercer_unireplknet_s", num_classes=2, dims=(4, 8, 16, 32))
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    expected = {"downsample_layers.0.0.weight": 0, "stages.0.2.gamma": 1, "downsample_layers.1.0.weight": 2,
+                "stages.1.0.gamma": 2, "downsample_layers.2.0.weight": 3, "stages.2.0.gamma": 3, "stages.2.2.gamma": 3,
+                "stages.2.3.gamma": 4, "stages.2.26.gamma": 11, "downsample_layers.3.0.weight": 12,
+                "stages.3.0.gamma": 12, "norm.weight": 13, "head.bias": 13}  # fmt: skip
+    assert {name: groups[name] for name in expected} == expected
+    optimizer = create_optimizer_v2(model, "adamw", lr=1.0, layer_decay=0.8)
+    scales = {round(group["lr_scale"], 9) for group in optimizer.param_groups}
+    assert scales == {round(0.8**i, 9) for i in range(14)}
+
+
+def test_layer_decay_of_overlock_goes_through_base_overview_focus():
+    model = small("overlock")
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    parts = ["patch_embed1", "blocks1.0", "blocks2.0", "blocks3.0", "blocks4.0", "sub_blocks3.0", "sub_blocks3.1",
+             "sub_blocks4.0", "sub_blocks4.1", "head"]  # fmt: skip
+    found = [{layer for name, layer in groups.items() if name.startswith(f"{part}.")} for part in parts]
+    assert found == [{i} for i in range(len(parts))]
+    for entrance, place in (
+        ("patch_embed3", 3),
+        ("high_level_proj", 5),
+        ("patch_embedx", 7),
+        ("aux_head", 9),
+    ):
+        assert {layer for name, layer in groups.items() if name.startswith(f"{entrance}.")} == {place}
+    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    assert set(coarse.values()) == set(range(8))

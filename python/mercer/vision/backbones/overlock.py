@@ -404,6 +404,17 @@ class OverLoCK(Backbone):
             self.aux_head[2] = nn.Conv2d(self.aux_head[2].in_channels, num_classes, 1).to(like)
             self.aux_head[2].apply(_initialize)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The layers of layer-wise rates in the order of the networks: Base, Overview, Focus; stages with `coarse`."""
+        order: dict[str, Any] = {"stem": r"^patch_embed1"}
+        for entrance, blocks in (
+            ("patch_embed1", "blocks1"), ("patch_embed2", "blocks2"), ("patch_embed3", "blocks3"),
+            ("patch_embed4", "blocks4"), ("high_level_proj", "sub_blocks3"), ("patch_embedx", "sub_blocks4"),
+        ):  # fmt: skip
+            each = [(rf"^{entrance}\.", (0,)), (rf"^{blocks}\.(\d+)", None)]
+            order[blocks] = rf"^(?:{entrance}|{blocks})\." if coarse else each
+        return order
+
     def no_weight_decay(self) -> set[str]:
         """The relative tables, as in the authors' recipe."""
         return {name for name, _ in self.named_parameters() if "rpb" in name}

@@ -10,7 +10,8 @@ up, so any image of 32 pixels or more fits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -271,6 +272,28 @@ class UniRepLKNet(Backbone):
         self.num_classes = num_classes
         self.head = nn.Linear(self._pooled(), num_classes).to(like) if num_classes else nn.Identity()
         self.head.apply(_initialize)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """The layers of layer-wise rates, by the name of a parameter: twelve between stem and head, as in fine-tuning.
+
+        Stages 1, 2 and 4 are one each, the blocks of stage 3 up to nine; with `coarse` every stage is one.
+        """
+        blocks = len(self.stages[2])
+        each = blocks if coarse else -(-blocks // 9)
+        fine = -(-blocks // each)
+
+        def layer(name: str) -> float:
+            part, _, rest = name.partition(".")
+            if part not in ("downsample_layers", "stages"):
+                return math.inf
+            stage, place = (int(number) if number.isdigit() else 0 for number in rest.split(".")[:2])
+            if part == "downsample_layers":
+                place = 0
+                if stage == 0:
+                    return 0
+            return (1, 2, 3 + place // each, 3 + fine)[stage]
+
+        return layer
 
     def _pooled(self) -> int:
         return self.num_features * self.global_pool.feat_mult()
