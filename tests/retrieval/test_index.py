@@ -157,6 +157,34 @@ def test_a_reducer_stores_its_centroids(tmp_path):
     assert len(again.tokens(30)) == 4
 
 
+def test_no_commit_writes_over_the_files_of_another(tmp_path):
+    index, x, offsets = make(n=30)
+    index.add([30], x[:3])
+    index.save(tmp_path / "i")  # two segments in one commit
+    index.add([31], x[:3])
+    index.update([31], x[3:6])
+    body = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    names = [entry["name"] for files in body["segments"] for entry in files.values()]
+    assert len(set(names)) == len(names)
+    # Every name begins with its commit: whatever number a later one has, its names are others.
+    assert [files["tokens"]["name"][:10] for files in body["segments"]] == [
+        "00000001-0", "00000001-1", "00000002-0", "00000003-0",
+    ]  # fmt: skip
+
+
+def test_an_index_that_could_not_be_saved_stays_in_memory(tmp_path, monkeypatch):
+    index, x, _ = make(n=30)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("mercer.retrieval._segments.write_manifest", full)
+    with pytest.raises(OSError, match="no space left"):
+        index.save(tmp_path / "i")
+    index.add([30], x[:3])
+    assert index.path is None and len(index) == 31
+
+
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
