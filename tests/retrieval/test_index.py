@@ -43,8 +43,6 @@ def make(stage="scan", n=300, seed=0, ids=None, metadata=None, **options):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_search_finds_what_exact_search_finds(stage):
-    if stage == "hnsw":
-        pytest.importorskip("usearch")
     index, x, offsets = make(stage)
     queries, q_offsets = clouds(1, 20)
     exact = chamfer_batch(queries, q_offsets, x, offsets)
@@ -61,8 +59,6 @@ def test_search_finds_what_exact_search_finds(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_documents_come_and_go_and_the_disk_agrees_with_memory(stage, tmp_path):
-    if stage == "hnsw":
-        pytest.importorskip("usearch")
     index, x, offsets = make(
         stage, ids=[f"döc {i}" for i in range(300)], metadata=[{"i": i} for i in range(300)]
     )
@@ -92,8 +88,6 @@ def test_documents_come_and_go_and_the_disk_agrees_with_memory(stage, tmp_path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_filters_hold_and_leave_enough(stage):
-    if stage == "hnsw":
-        pytest.importorskip("usearch")
     colour = [{"colour": ["red", "green", "blue"][i % 3], "i": i} for i in range(300)]
     index, x, offsets = make(stage, metadata=colour)
     index.delete([0])
@@ -119,6 +113,24 @@ def test_explanations_add_up_to_the_score():
         tokens = x[offsets[id] : offsets[id + 1]]
         for m in matches:
             assert m.document_token == (q[m.query_token] @ tokens.T).argmax()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_candidates_come_best_first_even_where_they_are_all(stage):
+    index, x, offsets = make(stage, n=60)
+    index.delete([0])
+    q = x[offsets[5] : offsets[6]]
+    if stage == "chamfer":
+        estimate = chamfer_batch(q, None, x, offsets)[0]
+    else:
+        estimate = ENCODER.score(ENCODER.encode_queries(q), ENCODER.encode_documents(x, offsets))[0]
+    expected = [i for i in np.argsort(-estimate, kind="stable").tolist() if i != 0]
+    found = index.candidates(q, 100)
+    assert sorted(found) == sorted(expected) and found[0] == expected[0] == 5
+    if stage in ("scan", "chamfer"):
+        assert found == expected
+    few = index.candidates(q, 7)
+    assert few == found[:7]
 
 
 def test_carved_queries_score_lower_and_find_the_same():

@@ -209,10 +209,15 @@ class MultiVectorIndex(Documents):
     def candidates(
         self, query: Any, count: int, *, filter: Filter = None, threads: int | None = None
     ) -> list[Any]:
-        """The ids of the first stage alone, best first."""
+        """The ids of the first stage alone, best first; for "chamfer", those of exact search."""
         query = np.ascontiguousarray(tokens_array("query", query, self.encoder.dim), np.float32)
         count = _checks.integer("count", count, 1)
-        places = self._candidates(query, count, count, self._allowed(filter), threads)
+        allowed = self._allowed(filter)
+        if self.stage != "chamfer":
+            places = self._first(query, count, allowed, threads)
+        else:
+            places = np.arange(self._total) if allowed is None else np.flatnonzero(allowed)
+            places = places[np.argsort(-self._exact(query, places, threads), kind="stable")[:count]]
         return [self._id(p) for p in places.tolist()]
 
     def explain(self, query: Any, id: Any) -> list[TokenMatch]:
@@ -343,13 +348,20 @@ class MultiVectorIndex(Documents):
     def _candidates(
         self, query: np.ndarray, k: int, count: int | None, allowed: np.ndarray | None, threads: int | None
     ) -> np.ndarray:
+        """Places to score exactly, in no order where they are all there are."""
         total = self._total if allowed is None else int(allowed.sum())
         everything = self.stage == "chamfer" or (count is None and total <= WHOLE)
         count = max(50 * k, 500) if count is None else count
         if everything or count >= total:
             return np.arange(self._total) if allowed is None else np.flatnonzero(allowed)
+        return self._first(query, count, allowed, threads)
+
+    def _first(
+        self, query: np.ndarray, count: int, allowed: np.ndarray | None, threads: int | None
+    ) -> np.ndarray:
+        """The places of the largest estimates, largest first."""
         encoded = self.encoder.encode_queries(query, threads=threads)
-        places, scores = [], []
+        places, scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
         for start, segment in self._starts():
             here = None if allowed is None else allowed[start : start + len(segment)]
             if self.stage == "hnsw":
