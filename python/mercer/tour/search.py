@@ -17,6 +17,7 @@ from mercer.retrieval import (
     FixedDimensionalEncoder,
     Hits,
     MultiVectorIndex,
+    ProductQuantizer,
     chamfer_batch,
     single_vector_heuristic,
 )
@@ -75,8 +76,11 @@ def run(tour: Tour) -> list[Section]:
         kept = np.setdiff1d(np.arange(len(corpus.documents)), held)
         summaries = _texts(model.encode([_first_sentence(corpus.documents[i].text) for i in held.tolist()]))
     with tour.stage("indexing"):
-        encoder = FixedDimensionalEncoder(every.tokens.shape[1], 4, 20, 16)
-        index = MultiVectorIndex(encoder, stage="pq")
+        # Texts of any length: filling the empty blocks of short ones favours them.
+        encoder = FixedDimensionalEncoder(
+            every.tokens.shape[1], 5, 40, projection="identity", final_dim=10240, fill_empty=False
+        )
+        index = MultiVectorIndex(encoder, stage="pq", quantizer=ProductQuantizer(10240, 8, n_iter=4))
         stored = every.only(kept)
         names = [corpus.documents[i].name for i in kept.tolist()]
         index.add(names, stored.tokens, stored.offsets)
