@@ -222,7 +222,7 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def large(n: int, quick: bool, candidates: int = 3000) -> Iterator[Row]:
     """Where scoring all documents takes too long. Some minutes and 11 GB, most of it for torch's float32."""
-    m, timed = (5, 5) if quick else (10, 3)
+    m, timed = (5, 5) if quick else (10, 2)
     docs, queries = generated(n, m)
     flat, offsets, ends = docs.reshape(-1, D), np.arange(n + 1) * 60, np.arange(m + 1) * 32
     exact_scores = chamfer_batch(queries.reshape(-1, D), ends, flat, offsets)
