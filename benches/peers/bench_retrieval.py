@@ -214,8 +214,8 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"k_sim": 3, "repetitions": 10, "d_proj": 16}, {"stage": "pq", "block": 16}),
     "sparse queries, PQ-256-8 of 5120 dimensions": (
         {"k_sim": 6, "repetitions": 10, "d_proj": 8}, {"stage": "pq", "block": 8}),
-    "graph of 128 dimensions": (
-        {"k_sim": 3, "repetitions": 10, "d_proj": 16, "final_dim": 128},
+    "graph of 256 dimensions": (
+        {"k_sim": 3, "repetitions": 10, "d_proj": 16, "final_dim": 256},
         {"stage": "hnsw", "connectivity": 16, "expansion": 64}),
 }  # fmt: skip
 
