@@ -44,7 +44,8 @@ def index(
             made = MultiVectorIndex.open(out)
             _require_model(made)
         else:
-            encoder = FixedDimensionalEncoder(384, k_sim, repetitions, d_proj)
+            # Texts of any length: filling the empty blocks of short ones favours them.
+            encoder = FixedDimensionalEncoder(384, k_sim, repetitions, d_proj, fill_empty=False)
             reducer = None if clusters is None else {"n_clusters": clusters}
             made = MultiVectorIndex(encoder, stage=stage, reducer=reducer)
             made.model = MODEL

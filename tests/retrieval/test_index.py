@@ -43,8 +43,6 @@ def make(stage="scan", n=300, seed=0, ids=None, metadata=None, **options):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_search_finds_what_exact_search_finds(stage):
-    if stage == "hnsw":
-        pytest.importorskip("usearch")
     index, x, offsets = make(stage)
     queries, q_offsets = clouds(1, 20)
     exact = chamfer_batch(queries, q_offsets, x, offsets)
@@ -61,8 +59,6 @@ def test_search_finds_what_exact_search_finds(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_documents_come_and_go_and_the_disk_agrees_with_memory(stage, tmp_path):
-    if stage == "hnsw":
-        pytest.importorskip("usearch")
     index, x, offsets = make(
         stage, ids=[f"döc {i}" for i in range(300)], metadata=[{"i": i} for i in range(300)]
     )
@@ -92,8 +88,6 @@ def test_documents_come_and_go_and_the_disk_agrees_with_memory(stage, tmp_path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_filters_hold_and_leave_enough(stage):
-    if stage == "hnsw":
-        pytest.importorskip("usearch")
     colour = [{"colour": ["red", "green", "blue"][i % 3], "i": i} for i in range(300)]
     index, x, offsets = make(stage, metadata=colour)
     index.delete([0])
@@ -119,6 +113,24 @@ def test_explanations_add_up_to_the_score():
         tokens = x[offsets[id] : offsets[id + 1]]
         for m in matches:
             assert m.document_token == (q[m.query_token] @ tokens.T).argmax()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_candidates_come_best_first_even_where_they_are_all(stage):
+    index, x, offsets = make(stage, n=60)
+    index.delete([0])
+    q = x[offsets[5] : offsets[6]]
+    if stage == "chamfer":
+        estimate = chamfer_batch(q, None, x, offsets)[0]
+    else:
+        estimate = ENCODER.score(ENCODER.encode_queries(q), ENCODER.encode_documents(x, offsets))[0]
+    expected = [i for i in np.argsort(-estimate, kind="stable").tolist() if i != 0]
+    found = index.candidates(q, 100)
+    assert sorted(found) == sorted(expected) and found[0] == expected[0] == 5
+    if stage in ("scan", "chamfer"):
+        assert found == expected
+    few = index.candidates(q, 7)
+    assert few == found[:7]
 
 
 def test_carved_queries_score_lower_and_find_the_same():
@@ -155,6 +167,34 @@ def test_a_reducer_stores_its_centroids(tmp_path):
     again = MultiVectorIndex.open(tmp_path / "i")
     again.add([30], x[:9])
     assert len(again.tokens(30)) == 4
+
+
+def test_no_commit_writes_over_the_files_of_another(tmp_path):
+    index, x, offsets = make(n=30)
+    index.add([30], x[:3])
+    index.save(tmp_path / "i")  # two segments in one commit
+    index.add([31], x[:3])
+    index.update([31], x[3:6])
+    body = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    names = [entry["name"] for files in body["segments"] for entry in files.values()]
+    assert len(set(names)) == len(names)
+    # Every name begins with its commit: whatever number a later one has, its names are others.
+    assert [files["tokens"]["name"][:10] for files in body["segments"]] == [
+        "00000001-0", "00000001-1", "00000002-0", "00000003-0",
+    ]  # fmt: skip
+
+
+def test_an_index_that_could_not_be_saved_stays_in_memory(tmp_path, monkeypatch):
+    index, x, _ = make(n=30)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("mercer.retrieval._segments.write_manifest", full)
+    with pytest.raises(OSError, match="no space left"):
+        index.save(tmp_path / "i")
+    index.add([30], x[:3])
+    assert index.path is None and len(index) == 31
 
 
 @pytest.mark.parametrize(

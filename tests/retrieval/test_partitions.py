@@ -24,7 +24,8 @@ def whole(docs, **options):
 
 
 def test_arrow_batches_are_added_with_their_columns():
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
+
     docs = documents()
     vectors = pa.array([d.tolist() for d in docs], pa.list_(pa.list_(pa.float32(), 8)))
     table = pa.table({"id": range(60), "tokens": vectors, "even": [i % 2 == 0 for i in range(60)]})
@@ -37,9 +38,8 @@ def test_arrow_batches_are_added_with_their_columns():
 
 @pytest.mark.parametrize("stage", ["scan", "pq", "hnsw"])
 def test_partitions_of_a_bag_merge_into_the_index_of_all(stage, tmp_path):
-    bag = pytest.importorskip("dask.bag")
-    if stage == "hnsw":
-        pytest.importorskip("usearch")
+    from dask import bag
+
     docs = documents()
     options = {"stage": stage}
     if stage == "pq":
@@ -57,7 +57,6 @@ def test_partitions_of_a_bag_merge_into_the_index_of_all(stage, tmp_path):
 
 
 def test_a_lance_table_finds_what_the_index_finds(tmp_path):
-    pytest.importorskip("lancedb")
     from mercer.retrieval.lance import LanceTable
 
     docs = documents()

@@ -130,9 +130,7 @@ def _candidates(s: Sets, rows: list[Row], figures: dict[str, Any], key: str, *, 
     pooled_d /= np.linalg.norm(pooled_d, axis=1, keepdims=True)
     ranks["mean pooling"] = _ranks(pooled_q @ pooled_d.T, target)
     for name, once in (("heuristic", False), ("heuristic, de-duplicated", True)):
-        ranks[name] = np.array([
-            1 + int(np.flatnonzero(_heuristic(s, i, once) == t)[0]) for i, t in enumerate(target)
-        ])  # fmt: skip
+        ranks[name] = np.array([_rank_by_heuristic(s, i, t, once) for i, t in enumerate(target.tolist())])
     found = {name: _needed(r) for name, r in ranks.items()}
     figures[key] = {"name": s.name, "ranks": ranks}
     for name, needed in found.items():
@@ -162,10 +160,15 @@ def _candidates(s: Sets, rows: list[Row], figures: dict[str, Any], key: str, *, 
     ))  # fmt: skip
 
 
-def _heuristic(s: Sets, i: int, once: bool) -> np.ndarray:
+def _rank_by_heuristic(s: Sets, i: int, target: int, once: bool) -> int:
+    """Where the target stands in the order of the heuristic, which is asked for more until it is there."""
     q = s.queries[s.query_offsets[i] : s.query_offsets[i + 1]]
-    count = len(s.offsets) - 1 if once else len(q) * len(s.documents)
-    return single_vector_heuristic(q, s.documents, s.offsets, count, deduplicate=once)
+    count = 64
+    while True:
+        order = single_vector_heuristic(q, s.documents, s.offsets, count, deduplicate=once)
+        if len(found := np.flatnonzero(order == target)):
+            return 1 + int(found[0])
+        count *= 8
 
 
 def _text(values: Any) -> str:

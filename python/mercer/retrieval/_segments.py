@@ -1,9 +1,9 @@
 """What an index keeps on disk: files that are written once, and a manifest that names those that count.
 
     manifest.json            which segments there are, with sizes and checksums; replaced by a rename
-    encoder.npz              the state of the encoder
-    quantizer.npz            the centres, where the index quantises
-    NNNNNNNN-tokens.npy …    the arrays of segment N: tokens, offsets, ids, codes or encodings, graph, metadata
+    NNNNNNNN-encoder.npz     the state of the encoder, as of commit N
+    NNNNNNNN-quantizer.npz   the centres, where the index quantises
+    NNNNNNNN-I-tokens.npy …  segment I of commit N: tokens, offsets, ids, codes or encodings, graph, metadata
     NNNNNNNN-deleted.npy     the documents that are deleted as of commit N
     lock                     held by the one writer
 
@@ -101,16 +101,14 @@ class Segment:
                 self._metadata = [json.loads(line) for line in text.splitlines()]
         return self._metadata
 
-    def write(self, folder: Path, number: int) -> dict[str, dict[str, Any]]:
+    def write(self, folder: Path, name: str) -> dict[str, dict[str, Any]]:
         """Write the files; what the manifest says of them."""
-        files = {
-            name: write_file(folder, f"{number:08d}-{name}.npy", array) for name, array in self.arrays.items()
-        }
+        files = {kind: write_file(folder, f"{name}-{kind}.npy", array) for kind, array in self.arrays.items()}
         if self._metadata is not None and any(m is not None for m in self._metadata):
             text = "".join(json.dumps(m, allow_nan=False) + "\n" for m in self._metadata)
-            files["metadata"] = write_file(folder, f"{number:08d}-metadata.jsonl", text.encode())
+            files["metadata"] = write_file(folder, f"{name}-metadata.jsonl", text.encode())
         if self.graph is not None:
-            files["graph"] = write_file(folder, f"{number:08d}-graph.usearch", self.graph.save())
+            files["graph"] = write_file(folder, f"{name}-graph.usearch", self.graph.save())
         self.files, self.folder = files, folder
         return files
 

@@ -7,7 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Cell", "Chapter", "Figure", "Group", "Groups", "Section", "Stage", "Table", "Text", "Tour"]
+__all__ = [
+    "Cell",
+    "Chapter",
+    "Figure",
+    "Group",
+    "Groups",
+    "Marked",
+    "Section",
+    "Stage",
+    "Table",
+    "Text",
+    "Tour",
+]
 
 
 @dataclass(frozen=True)
@@ -67,11 +79,19 @@ class Groups:
 
 
 @dataclass(frozen=True)
+class Marked:
+    """Texts under a heading: (title, fact, text, marks), a mark being (start, end, strength in 0 … 1, tip)."""
+
+    title: str
+    passages: Sequence[tuple[str, str, str, Sequence[tuple[int, int, float, str]]]]
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands below it."""
 
     title: str
-    parts: Sequence[Text | Table | Figure | Groups]
+    parts: Sequence[Text | Table | Figure | Groups | Marked]
 
 
 @dataclass(frozen=True)

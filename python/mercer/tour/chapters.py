@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mercer.tour import attention, backbones, columns, density, directions, private_density
+from mercer.tour import attention, backbones, columns, density, directions, private_density, search
 from mercer.tour.chapter import Chapter
 
 CHAPTERS: tuple[Chapter, ...] = (
@@ -11,5 +11,6 @@ CHAPTERS: tuple[Chapter, ...] = (
     private_density.CHAPTER,
     columns.CHAPTER,
     attention.CHAPTER,
+    search.CHAPTER,
     backbones.CHAPTER,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import mercer
-from mercer.tour.chapter import Cell, Chapter, Figure, Group, Groups, Section, Table, Text, Tour
+from mercer.tour.chapter import Cell, Chapter, Figure, Group, Groups, Marked, Section, Table, Text, Tour
 
 __all__ = ["Done", "render"]
 
@@ -70,7 +70,7 @@ def _took(d: Done) -> str:
     return f"{d.tour.seconds:.1f} s{setup}" + (" · failed" if d.failed else "")
 
 
-def _part(part: Text | Table | Figure | Groups) -> str:
+def _part(part: Text | Table | Figure | Groups | Marked) -> str:
     if isinstance(part, Text):
         return f"<p>{_inline(part.body)}</p>"
     if isinstance(part, Figure):
@@ -86,7 +86,19 @@ def _part(part: Text | Table | Figure | Groups) -> str:
                 f'<details class="more"><summary>{more}</summary><div class="groups">{rest}</div></details>'
             )
         return f'{caption}<div class="groups">{first}</div>{rest}'
+    if isinstance(part, Marked):
+        return f'<div class="marked"><h4>{_e(part.title)}</h4>{"".join(_passage(*p) for p in part.passages)}</div>'
     return _table(part)
+
+
+def _passage(title: str, fact: str, text: str, marks: Sequence[tuple[int, int, float, str]]) -> str:
+    """A text whose marks do not overlap, in their order."""
+    parts, at = [], 0
+    for start, end, strength, tip in marks:
+        shade = f'style="--strength:{100 * strength:.0f}%" title="{_e(tip)}"'
+        parts.append(f"{_e(text[at:start])}<mark {shade}>{_e(text[start:end])}</mark>")
+        at = end
+    return f"<p><b>{_e(title)}</b> <span>{_e(fact)}</span> {''.join(parts)}{_e(text[at:])}</p>"
 
 
 def _table(t: Table) -> str:
@@ -184,6 +196,9 @@ figcaption,.caption{color:var(--soft);font-size:13.5px;margin-top:10px;max-width
 .group ul{margin:0;padding-left:16px;font:13px/1.5 var(--mono)}
 .group li{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .group .footer{margin:8px 0 0;font-size:13px;color:var(--soft)}
+.marked{background:var(--panel);border:1px solid var(--line);padding:12px 16px;margin:12px 0}
+.marked p{font-size:14px;margin:8px 0 0;max-width:none}.marked span{color:var(--soft)}
+mark{color:inherit;border-radius:3px;background:color-mix(in srgb,var(--accent) var(--strength),transparent)}
 details{margin-top:28px;color:var(--soft)}summary{cursor:pointer}
 details.more{margin-top:0;color:var(--text)}details.more summary{color:var(--accent)}
 table.plain{width:auto;margin-top:10px}

@@ -405,7 +405,6 @@ pub fn cluster_sets<'py>(
 #[pyclass(frozen, module = "mercer._core")]
 pub struct PqCodebooks {
     books: Codebooks,
-    data: Vec<f32>,
     dims: (usize, usize, usize),
 }
 
@@ -415,8 +414,7 @@ impl PqCodebooks {
     fn new(dim: usize, data: PyReadonlyArray3<'_, f32>) -> PyResult<Self> {
         let (blocks, centers, block) = (data.shape()[0], data.shape()[1], data.shape()[2]);
         agree("data", dim > 0 && block > 0 && (1..=256).contains(&centers) && blocks == dim.div_ceil(block))?;
-        let data = data.as_slice()?.to_vec();
-        Ok(Self { books: Codebooks::new(dim, block, centers, &data), data, dims: (dim, block, centers) })
+        Ok(Self { books: Codebooks::new(dim, block, centers, data.as_slice()?), dims: (dim, block, centers) })
     }
 
     /// Centres for the rows of x, into `out` (blocks, centers, block).
@@ -477,8 +475,7 @@ impl PqCodebooks {
             let mut out = vec![0.0; m * n];
             if n > 0 {
                 for (query, out) in queries.chunks(self.dims.0).zip(out.chunks_mut(n)) {
-                    let tables = retrieval::adc_tables(&self.data, self.dims, query);
-                    retrieval::adc(&tables, codes, out, (threads, cancel))?;
+                    retrieval::adc(&self.books.tables(query), codes, out, (threads, cancel))?;
                 }
             }
             Ok(out)

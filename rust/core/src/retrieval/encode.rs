@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::blocks::{TOKEN_BITS, group, nearest, plus, scaled, times};
+use super::gather::{Gather, turn, turn_back};
 use super::sketch::{Final, sign_rows};
 use super::{Buffers, Error, Sets, Stored, not_finite, room};
 use crate::cancel::Cancel;
@@ -18,10 +20,6 @@ const PIECE: usize = 8;
 const GROUP: usize = 16;
 /// Rows of a final matrix at a time.
 const ROWS: usize = 64;
-/// More blocks than these are found by sorting rather than by a table.
-const TABLE: usize = 1 << 16;
-/// In a key of [`nearest`], the distance stands above the token.
-const TOKEN_BITS: u32 = 26;
 
 /// The parts of the encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +63,8 @@ pub struct Encoder<T> {
     /// The projections of all repetitions for tokens, and one by one for blocks.
     tokens: Option<Directions<T>>,
     blocks: Vec<Directions<T>>,
+    /// Instead of both, where all of them give each coordinate one place at most.
+    gathers: Vec<Gather<T>>,
     fill: bool,
     last: Option<(Final<T>, usize)>,
     /// One encoder a repetition where the last step is a matrix.
@@ -88,6 +88,9 @@ struct Scratch<T> {
     products: Vec<T>,
     ids: Vec<u32>,
     projected: Vec<T>,
+    turned: Vec<T>,
+    columns: Vec<T>,
+    gathered: Vec<T>,
     sums: Vec<T>,
     counts: Vec<u32>,
     slots: Vec<u32>,
@@ -137,8 +140,11 @@ impl<T: Element> Encoder<T> {
             Some((Final::Matrix(_) | Final::Signs { .. }, _)) => (0..repetitions).map(|r| one(r, part(r))).collect(),
             _ => Vec::new(),
         };
+        let gathers: Option<Vec<_>> = matrices.and_then(|m| m.chunks(each).map(|m| Gather::of(m, dim)).collect());
+        let matrices = if gathers.is_some() { None } else { matrices };
         Self {
             shape,
+            gathers: gathers.unwrap_or_default(),
             hash: SimHash::new(planes, (repetitions, bits, dim), true),
             tokens: matrices.map(|m| Directions::new(m, dim)),
             blocks: matrices.map_or(Vec::new(), |m| m.chunks(each).map(|m| Directions::new(m, dim)).collect()),
@@ -391,7 +397,13 @@ impl<S: Stored> Kernel for Encode<'_, S> {
             return true;
         }
 
-        let (y, stride) = match &encoder.tokens {
+        let wide = n.next_multiple_of(<S::As as Element>::Of::<L>::SIZE);
+        let turned = room(&mut scratch.turned, if encoder.gathers.is_empty() { 0 } else { d * wide });
+        if !encoder.gathers.is_empty() {
+            turn(x, d, wide, turned);
+        }
+        let (all, stride) = match &encoder.tokens {
+            _ if !encoder.gathers.is_empty() => (x, p),
             Some(directions) => {
                 let y = room(&mut scratch.projected, n * directions.stride());
                 directions.products::<L>(x, y);
@@ -402,6 +414,16 @@ impl<S: Stored> Kernel for Encode<'_, S> {
         let step = if encoder.tokens.is_some() { p } else { 0 };
         for r in 0..repetitions {
             let ids = &ids[r * n..(r + 1) * n];
+            let y = match encoder.gathers.get(r) {
+                Some(gather) => {
+                    let columns = room(&mut scratch.columns, p * wide);
+                    gather.columns::<L>(turned, wide, columns);
+                    let y = room(&mut scratch.gathered, n * p);
+                    turn_back(columns, p, wide, y);
+                    &*y
+                }
+                None => all,
+            };
             let row = |t: usize| &y[t * stride + r * step..][..p];
             let slots = room(&mut scratch.slots, n);
             group(ids, blocks, slots, &mut scratch.touched, &mut scratch.table);
@@ -434,96 +456,5 @@ impl<S: Stored> Kernel for Encode<'_, S> {
             }
         }
         true
-    }
-}
-
-/// The blocks that tokens fall into, in the order of their first token, and which of them each token's is.
-#[inline(always)]
-fn group(ids: &[u32], blocks: usize, slots: &mut [u32], touched: &mut Vec<u32>, table: &mut Vec<u32>) {
-    touched.clear();
-    if blocks <= TABLE {
-        let table = room(table, blocks);
-        table.fill(u32::MAX);
-        for (slot, &id) in slots.iter_mut().zip(ids) {
-            let place = &mut table[id as usize];
-            if *place == u32::MAX {
-                *place = touched.len() as u32;
-                touched.push(id);
-            }
-            *slot = *place;
-        }
-        return;
-    }
-    touched.extend_from_slice(ids);
-    touched.sort_unstable();
-    touched.dedup();
-    for (slot, id) in slots.iter_mut().zip(ids) {
-        *slot = touched.binary_search(id).unwrap_or_default() as u32;
-    }
-}
-
-/// For each string of bits the nearest token by Hamming distance, the first of those: distance << TOKEN_BITS | token.
-///
-/// The distance is a sum over bits, so one pass a bit over all strings gives the least over all tokens.
-#[inline(always)]
-fn nearest<'a>(ids: &[u32], bits: u32, keys: &'a mut Vec<u32>) -> &'a [u32] {
-    const FAR: u32 = 31 << TOKEN_BITS;
-    assert!(ids.len() < 1 << TOKEN_BITS);
-    let keys = room(keys, 1 << bits);
-    keys.fill(FAR);
-    for (t, &id) in ids.iter().enumerate().rev() {
-        keys[gray_code(id.into()) as usize] = t as u32;
-    }
-    for bit in 0..bits {
-        for pair in keys.chunks_exact_mut(2 << bit) {
-            let (low, high) = pair.split_at_mut(1 << bit);
-            for (low, high) in low.iter_mut().zip(high) {
-                let (a, b) = (*low, *high);
-                *low = a.min(b + (1 << TOKEN_BITS));
-                *high = b.min(a + (1 << TOKEN_BITS));
-            }
-        }
-    }
-    keys
-}
-
-/// `to += from`
-#[inline(always)]
-fn plus<T: Element, L: Lanes>(to: &mut [T], from: &[T]) {
-    let size = T::Of::<L>::SIZE;
-    let (mut to, mut from) = (to.chunks_exact_mut(size), from.chunks_exact(size));
-    for (to, from) in to.by_ref().zip(from.by_ref()) {
-        // SAFETY: the chunks are as long as the vector.
-        unsafe { (T::Of::<L>::read(to.as_ptr()) + T::Of::<L>::read(from.as_ptr())).write(to.as_mut_ptr()) };
-    }
-    for (to, from) in to.into_remainder().iter_mut().zip(from.remainder()) {
-        *to = T::from_f64(to.to_f64() + from.to_f64());
-    }
-}
-
-/// `to *= scale`
-#[inline(always)]
-fn times<T: Element, L: Lanes>(to: &mut [T], scale: T) {
-    let mut to = to.chunks_exact_mut(T::Of::<L>::SIZE);
-    for to in to.by_ref() {
-        // SAFETY: the chunk is as long as the vector.
-        unsafe { (T::Of::<L>::read(to.as_ptr()) * T::Of::<L>::all(scale)).write(to.as_mut_ptr()) };
-    }
-    for to in to.into_remainder() {
-        *to = T::from_f64(to.to_f64() * scale.to_f64());
-    }
-}
-
-/// `to = scale * from`
-#[inline(always)]
-fn scaled<T: Element, L: Lanes>(to: &mut [T], from: &[T], scale: T) {
-    let size = T::Of::<L>::SIZE;
-    let (mut to, mut from) = (to.chunks_exact_mut(size), from.chunks_exact(size));
-    for (to, from) in to.by_ref().zip(from.by_ref()) {
-        // SAFETY: the chunks are as long as the vector.
-        unsafe { (T::Of::<L>::read(from.as_ptr()) * T::Of::<L>::all(scale)).write(to.as_mut_ptr()) };
-    }
-    for (to, from) in to.into_remainder().iter_mut().zip(from.remainder()) {
-        *to = T::from_f64(from.to_f64() * scale.to_f64());
     }
 }

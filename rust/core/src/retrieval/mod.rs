@@ -3,9 +3,11 @@
 //! Sets are packed: the rows of all of them in one array, and offsets. Rows are float32, float64, or float16 that is
 //! widened to float32 as it is read.
 
+mod blocks;
 mod chamfer;
 mod cluster;
 mod encode;
+mod gather;
 mod quantize;
 mod sketch;
 #[cfg(test)]
@@ -14,7 +16,7 @@ mod tests;
 pub use chamfer::{Queries, chamfer, chamfer_of};
 pub use cluster::{Init, Lloyd, lloyd};
 pub use encode::{Encoder, Projection, Shape, Sparse};
-pub use quantize::{Codebooks, adc, adc_tables};
+pub use quantize::{Codebooks, Tables, adc};
 pub use sketch::{Final, RUN, Sketch};
 
 use std::ops::Range;

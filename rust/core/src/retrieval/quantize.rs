@@ -16,6 +16,8 @@ const ROWS: usize = 32;
 /// Tables that stay in the first cache, and rows that pass by them.
 const TABLES: usize = 32;
 const PASS: usize = 256;
+/// Sums that grow side by side, so that none waits for the last addition.
+const CHAINS: usize = 8;
 /// Entries of a table: what a byte can say.
 const ENTRIES: usize = 256;
 
@@ -26,6 +28,16 @@ pub struct Codebooks {
     block: usize,
     centers: usize,
     panels: Vec<Panels<f32>>,
+    /// (blocks, block, centers): coordinate by coordinate, as tables are made.
+    columns: Vec<f32>,
+}
+
+/// Products of a query with every centre of the blocks where the query is not zero.
+#[derive(Debug)]
+pub struct Tables {
+    products: Vec<[f32; ENTRIES]>,
+    blocks: Vec<u32>,
+    bytes: usize,
 }
 
 struct Assign<'a> {
@@ -83,12 +95,37 @@ impl Codebooks {
     pub fn new(dim: usize, block: usize, centers: usize, data: &[f32]) -> Self {
         assert!((1..=ENTRIES).contains(&centers) && block > 0 && data.len() == dim.div_ceil(block) * centers * block);
         let panels = data.chunks(centers * block).map(|data| packed(data, block)).collect();
-        Self { dim, block, centers, panels }
+        let mut columns = vec![0.0; data.len()];
+        for (to, from) in columns.chunks_mut(centers * block).zip(data.chunks(centers * block)) {
+            for (i, x) in from.iter().enumerate() {
+                to[i % block * centers + i / block] = *x;
+            }
+        }
+        Self { dim, block, centers, panels, columns }
     }
 
     /// Bytes of a code.
     pub fn bytes(&self) -> usize {
         self.panels.len()
+    }
+
+    /// The tables of a query.
+    ///
+    /// # Panics
+    /// If lengths disagree.
+    pub fn tables(&self, query: &[f32]) -> Tables {
+        assert_eq!(query.len(), self.dim);
+        let mut made = Tables { products: Vec::new(), blocks: Vec::new(), bytes: self.bytes() };
+        let columns = self.columns.chunks(self.centers * self.block);
+        for (m, (query, columns)) in (0..).zip(query.chunks(self.block).zip(columns)) {
+            if query.iter().any(|&x| x != 0.0) {
+                let mut to = [0.0; ENTRIES];
+                dispatch(Products { centers: self.centers, columns, query, to: &mut to });
+                made.products.push(to);
+                made.blocks.push(m);
+            }
+        }
+        made
     }
 
     /// The nearest centre in each block of each row of `x`, into `codes` (rows, blocks).
@@ -205,20 +242,25 @@ fn first_centers(rows: &[f32], block: usize, out: &mut [f32], draws: &mut Draws)
     false
 }
 
-/// Products of a query with every centre: (blocks, 256), what is behind the last centre 0.
-///
-/// # Panics
-/// If lengths disagree.
-pub fn adc_tables(data: &[f32], (dim, block, centers): (usize, usize, usize), query: &[f32]) -> Vec<f32> {
-    assert!(query.len() == dim && data.len() == dim.div_ceil(block) * centers * block);
-    let mut tables = vec![0.0; dim.div_ceil(block) * ENTRIES];
-    for ((table, data), query) in tables.chunks_mut(ENTRIES).zip(data.chunks(centers * block)).zip(query.chunks(block))
-    {
-        for (to, center) in table.iter_mut().zip(data.chunks(block)) {
-            *to = center.iter().zip(query).map(|(c, q)| c * q).sum();
+struct Products<'a> {
+    centers: usize,
+    columns: &'a [f32],
+    query: &'a [f32],
+    to: &'a mut [f32; ENTRIES],
+}
+
+impl Kernel for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let to = &mut self.to[..self.centers];
+        for (column, &x) in self.columns.chunks_exact(self.centers).zip(self.query) {
+            for (to, c) in to.iter_mut().zip(column) {
+                *to += c * x;
+            }
         }
     }
-    tables
 }
 
 /// Sums of table entries: the product of the query with each row as it would be decoded, into `out`.
@@ -229,14 +271,13 @@ pub fn adc_tables(data: &[f32], (dim, block, centers): (usize, usize, usize), qu
 /// # Panics
 /// If lengths disagree.
 pub fn adc(
-    tables: &[f32],
+    tables: &Tables,
     codes: &[u8],
     out: &mut [f32],
     (threads, cancel): (usize, &Cancel),
 ) -> Result<(), Cancelled> {
-    let bytes = tables.len() / ENTRIES;
-    assert!(bytes > 0 && tables.len() == bytes * ENTRIES && codes.len() == out.len() * bytes);
-    let tables = tables.as_chunks::<ENTRIES>().0;
+    let bytes = tables.bytes;
+    assert_eq!(codes.len(), out.len() * bytes);
     pool::share(threads, codes.chunks(PASS * bytes).zip(out.chunks_mut(PASS)), |(codes, out)| {
         cancel.check()?;
         dispatch(Look { tables, codes, out });
@@ -245,7 +286,7 @@ pub fn adc(
 }
 
 struct Look<'a> {
-    tables: &'a [[f32; ENTRIES]],
+    tables: &'a Tables,
     codes: &'a [u8],
     out: &'a mut [f32],
 }
@@ -255,25 +296,35 @@ impl Kernel for Look<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { tables, codes, out } = self;
-        let bytes = tables.len();
+        let Self { tables: Tables { products, blocks, bytes }, codes, out } = self;
         out.fill(0.0);
-        for (first, tables) in (0..).step_by(TABLES).zip(tables.chunks(TABLES)) {
-            for (out, codes) in out.iter_mut().zip(codes.chunks_exact(bytes)) {
-                let codes = &codes[first..first + tables.len()];
-                let mut sums = [0.0f32; 4];
-                let (four, rest) = codes.as_chunks::<4>();
-                let (tables_of_four, tables_of_rest) = tables.as_chunks::<4>();
-                for (tables, codes) in tables_of_four.iter().zip(four) {
-                    for lane in 0..4 {
-                        sums[lane] += tables[lane][usize::from(codes[lane])];
-                    }
-                }
-                for (table, &code) in tables_of_rest.iter().zip(rest) {
-                    sums[0] += table[usize::from(code)];
-                }
-                *out += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        for (tables, blocks) in products.chunks(TABLES).zip(blocks.chunks(TABLES)) {
+            let first = blocks[0] as usize;
+            let adjacent = blocks[blocks.len() - 1] as usize - first + 1 == blocks.len();
+            for (out, codes) in out.iter_mut().zip(codes.chunks_exact(*bytes)) {
+                *out += if adjacent {
+                    sum(tables, &codes[first..first + blocks.len()], |&code| code)
+                } else {
+                    sum(tables, blocks, |&block| codes[block as usize])
+                };
             }
         }
     }
+}
+
+/// One entry of each table.
+#[inline(always)]
+fn sum<B>(tables: &[[f32; ENTRIES]], blocks: &[B], code: impl Fn(&B) -> u8) -> f32 {
+    let mut sums = [0.0f32; CHAINS];
+    let (many, rest) = blocks.as_chunks::<CHAINS>();
+    let (tables_of_many, tables_of_rest) = tables.as_chunks::<CHAINS>();
+    for (tables, blocks) in tables_of_many.iter().zip(many) {
+        for lane in 0..CHAINS {
+            sums[lane] += tables[lane][usize::from(code(&blocks[lane]))];
+        }
+    }
+    for (table, block) in tables_of_rest.iter().zip(rest) {
+        sums[0] += table[usize::from(code(block))];
+    }
+    sums.iter().sum()
 }

@@ -40,12 +40,17 @@ fn encoded(shape: Shape, planes: &[f64], matrices: &[f64], x: &[f64], queries: b
 
 #[test]
 fn encodings_are_those_of_the_definition_whichever_way_they_are_made() {
-    for (n, bits, repetitions, p) in
-        [(3, 2, 3, 4), (80, 4, 2, 16), (40, 5, 3, 7), (1, 3, 1, 2), (30, 0, 2, 16), (200, 1, 2, 5)]
-    {
+    let cases = [(3, 2, 3, 4), (80, 4, 2, 16), (40, 5, 3, 7), (1, 3, 1, 2), (30, 0, 2, 16), (200, 1, 2, 5)];
+    for ((n, bits, repetitions, p), sparse) in cases.into_iter().flat_map(|case| [(case, false), (case, true)]) {
         let shape = Shape { dim: 12, bits, repetitions, projected: p };
         let planes = normals(repetitions * bits as usize * 12, 1);
-        let matrices = normals(repetitions * p * 12, 2);
+        let mut matrices = normals(repetitions * p * 12, 2);
+        if sparse {
+            for (at, x) in matrices.iter_mut().enumerate() {
+                let (column, coordinate) = (at / 12 % p, at % 12);
+                *x *= f64::from(u8::from(7 * coordinate % p == column && coordinate != 5));
+            }
+        }
         let x = normals(n * 12, 3);
         let sets = Sets { rows: &x, columns: 12, offsets: &[0, n as i64] };
         for (queries, fill) in [(true, true), (false, true), (false, false)] {
@@ -54,7 +59,7 @@ fn encodings_are_those_of_the_definition_whichever_way_they_are_made() {
             encoder.encode(sets, queries, &mut got, (1, &Cancel::new())).expect("fine");
             let want = encoded(shape, &planes, &matrices, &x, queries, fill);
             let apart = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            assert!(apart < 1e-12, "n = {n}, bits = {bits}, queries {queries}, fill {fill}: {apart}");
+            assert!(apart < 1e-12, "n = {n}, bits = {bits}, sparse {sparse}, queries {queries}, fill {fill}: {apart}");
 
             // The sketch of it, run by run, is that of its places and signs one by one.
             for size in [32, 48, 33] {
@@ -124,19 +129,25 @@ fn codes_name_the_nearest_centers_and_few_rows_are_kept_exactly() {
         let books = Codebooks::new(dim, block, centers, &data);
         let mut codes = vec![0; n * 3];
         books.encode(&x, &mut codes, run).expect("fine");
-        let tables = adc_tables(&data, (dim, block, centers), &x[..dim]);
-        let mut scores = vec![0.0; n];
-        adc(&tables, &codes, &mut scores, run).expect("fine");
+        let mut queries = [x[..dim].to_vec(), x[..dim].to_vec()];
+        queries[1][block..2 * block].fill(0.0); // a block that is not looked at
+        let scores = queries.each_ref().map(|query| {
+            let mut scores = vec![f32::NAN; n];
+            adc(&books.tables(query), &codes, &mut scores, run).expect("fine");
+            scores
+        });
         for (i, x_i) in x.chunks(dim).enumerate() {
-            let mut score = 0.0;
+            let mut want = [0.0; 2];
             for (m, part) in x_i.chunks(block).enumerate() {
                 let center = |c: usize| &data[(m * centers + c) * block..][..part.len()];
                 let apart = |c: usize| -> f32 { center(c).iter().zip(part).map(|(a, b)| (a - b) * (a - b)).sum() };
                 let code = usize::from(codes[i * 3 + m]);
                 assert!((0..centers).all(|c| apart(code) <= apart(c) * (1.0 + 1e-5) + 1e-6));
-                score += center(code).iter().zip(&x[m * block..]).map(|(a, b)| a * b).sum::<f32>();
+                for (want, query) in want.iter_mut().zip(&queries) {
+                    *want += center(code).iter().zip(&query[m * block..]).map(|(a, b)| a * b).sum::<f32>();
+                }
             }
-            assert!((score - scores[i]).abs() < 1e-4);
+            assert!((want[0] - scores[0][i]).abs() < 1e-4 && (want[1] - scores[1][i]).abs() < 1e-4);
         }
     }
     let few: Vec<f32> = (0..n * 4).map(|i| x[i % 800]).collect(); // 200 different rows
