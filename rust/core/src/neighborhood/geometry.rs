@@ -92,7 +92,7 @@ const BLOCK: usize = 64;
 const AGAIN: usize = 16;
 
 /// How a line of keys is transposed: in blocks of which all keys of a column follow each other, so that a tile reads few
-/// pages; from a column to the next it is an odd number of eights, so that they do not meet in the sets of a cache.
+/// pages; from a column to the next it is an odd number of eights or of cache lines, so that they do not meet in its sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Blocks {
     length: usize,
@@ -104,7 +104,7 @@ impl Blocks {
         let stride = match length {
             ..=8 => length,
             9..=BLOCK => 8 * (length.div_ceil(8) | 1),
-            _ => BLOCK + AGAIN + 8,
+            _ => BLOCK + AGAIN,
         };
         Self { length, stride }
     }
