@@ -120,10 +120,12 @@ impl Blocks {
         start..self.length.min(start + BLOCK + AGAIN)
     }
 
-    /// Where a key is in the first column, of `depth`: a vector from there on is in one block.
+    /// Where a key is in the first column, of `depth`: a vector from there on is in one block. A key after the last is in
+    /// the last block too, where what is read is of other columns: nobody sees it.
     #[inline(always)]
     pub fn place(&self, key: usize, depth: usize) -> usize {
-        key / BLOCK * self.stride * depth + key % BLOCK
+        let block = (key / BLOCK).min(self.length.saturating_sub(1) / BLOCK);
+        block * self.stride * depth + key - block * BLOCK
     }
 }
 
@@ -278,6 +280,29 @@ mod tests {
         let causal = Axis { stride: 2, causal: true, ..axis };
         assert_eq!(causal.keys(9, 4), 2..5);
         assert_eq!(causal.keys(9, 1), 0..2);
+    }
+
+    #[test]
+    fn a_vector_from_any_key_on_is_in_one_block_of_its_line() {
+        for length in [1, 7, 8, 9, 63, 64, 65, 80, 127, 128, 129, 300] {
+            let (blocks, depth) = (Blocks::new(length), 5);
+            let mut line = vec![usize::MAX; blocks.count() * blocks.stride * depth];
+            for block in 0..blocks.count() {
+                for (x, key) in blocks.keys(block).enumerate() {
+                    for column in 0..depth {
+                        line[(block * depth + column) * blocks.stride + x] = key * depth + column;
+                    }
+                }
+            }
+            for key in 0..length {
+                for (lane, column) in (0..AGAIN.min(length - key)).flat_map(|lane| (0..depth).map(move |c| (lane, c))) {
+                    let at = blocks.place(key, depth) + column * blocks.stride + lane;
+                    assert_eq!(line[at], (key + lane) * depth + column, "{length}, {key}");
+                }
+            }
+            // After the last key, still inside the line but for a vector.
+            assert!(blocks.place(length + AGAIN, depth) + (depth - 1) * blocks.stride < line.len() + 2 * AGAIN);
+        }
     }
 
     #[test]
