@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
+import math
 import os
 import platform
 import statistics
@@ -57,9 +58,14 @@ def main() -> int:
     return 0
 
 
+def _time(ns: float) -> str:
+    """Nothing where it is no time that was measured."""
+    return "" if math.isnan(ns) else f"{ns:.3g} ns"
+
+
 def line(row: Row) -> str:
     """A row for the terminal."""
-    times = f"{row.ours_ns:9.2f} ns {row.peer_ns:9.2f} ns"
+    times = f"{_time(row.ours_ns):>12} {_time(row.peer_ns):>12}"
     ratio = f"x{row.ratio:.1f} ({row.low:.1f} .. {row.high:.1f})"
     return f"  {row.work:<44} {row.peer:<12} {row.threads} thr {times}  {ratio} {row.note}"
 
@@ -73,7 +79,7 @@ def section(bench, rows: list[Row], *, quick: bool) -> str:
         "| --- | --- " + "| ---: " * 5 + "| --- |",
     ]
     lines += [
-        f"| {row.work} | {row.peer} | {row.threads} | {row.ours_ns:.3g} ns | {row.peer_ns:.3g} ns "
+        f"| {row.work} | {row.peer} | {row.threads} | {_time(row.ours_ns)} | {_time(row.peer_ns)} "
         f"| **{row.ratio:.3g}** | {row.low:.3g} .. {row.high:.3g} | {row.note} |"
         for row in rows
     ]

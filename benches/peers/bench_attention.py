@@ -1,22 +1,27 @@
-"""Neighborhood attention, forward and backward, float32 on two threads, H = 4 heads of D = 32 (queries need
-gradients, as do
-keys and values): against the same in torch by tiles (64 queries, 8 x 8 or 4 x 4 x 4; their key box gathered, then
+"""Neighborhood attention, forward and backward, float32 on two threads, H = 4 heads of D = 32 (queries need gradients,
+as do keys and values): against the same in torch by tiles (64 queries, 8 x 8 or 4 x 4 x 4; their key box gathered, then
 `scaled_dot_product_attention` with a mask), against dense `scaled_dot_product_attention` with the n x n mask, against
-flex_attention (forward: it has no backward on the CPU), against NATTEN where it is installed, and against a matrix
-product of torch of as many flops (14 n k D a head). Scatterbrain: forward, against exact attention and against
-performer-pytorch where it is installed. A time is that of a token and head.
+flex_attention and NATTEN (forward: on the CPU neither has a backward, NATTEN runs on flex_attention there), and against
+a matrix product of torch of as many flops (14 n k D a head). Memory is the peak beyond q, k, v and the gradient of the
+output, in copies of q, k and v, output and gradients included: of a process each, in place of times. Scatterbrain:
+forward, against exact attention and against performer-pytorch. A time is that of a token and head.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from performer_pytorch import FastAttention
 
-from harness import Row, compare
+from harness import Row, Worker, compare
 from mercer.nn.attention.neighborhood import flex_mask_mod, na1d, na2d, na3d
 from mercer.nn.attention.scatterbrain import ScatterbrainAttention
 from mercer.ops import neighborhood_mask
@@ -54,8 +59,6 @@ def tiles(shape: tuple[int, ...], window: tuple[int, ...], dilation: int, tile: 
                 own.append((group[at], keys, mask, torch.arange(first, first + size) < m))
         per_axis.append(own)
     queries, keys, masks, there = [], [], [], []
-    import itertools
-
     for parts in itertools.product(*per_axis):
         q = k = torch.zeros(1, dtype=torch.long)
         mask, real = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, dtype=torch.bool)
@@ -82,6 +85,8 @@ def rows(quick: bool) -> Iterator[Row]:
     torch.set_num_threads(THREADS)
     for shape, window, dilation, tile in PROBLEMS[:2] if quick else PROBLEMS:
         yield from of_problem(shape, window, dilation, tile, quick)
+    yield from of_natten(quick)
+    yield from of_memory(quick)
     yield from of_length(quick)
     yield from of_scatterbrain(quick)
 
@@ -162,6 +167,70 @@ def of_flex(what, shape, window, first, forward, common) -> Iterator[Row]:  # ty
     yield compare(f"{what}, forward", "flex, compiled", ours=forward, theirs=flex, **common)
 
 
+def of_natten(quick: bool) -> Iterator[Row]:
+    n = 256 if quick else 1024
+    arrays = {name: torch.randn(1, n, H, D).numpy() for name in "qkv"}
+    q, k, v = map(torch.from_numpy, arrays.values())
+    try:
+        with Worker("natten", "peer_natten.py", ["torch", "natten>=0.21"], **arrays) as peer:
+            apart = abs(peer.result() - na1d(q, k, v, 65).numpy()).max()
+            yield compare(
+                f"{n}, window 65, dilation 1, forward", "NATTEN", ours=lambda: na1d(q, k, v, 65), theirs=peer,
+                elements=n * H, threads=THREADS, rounds=3, at_least=0.0, note=f"apart by {apart:.0e}",
+            )  # fmt: skip
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as reason:
+        print(f"  NATTEN does not run here: {reason}")
+
+
+_PEAK = """
+import sys, torch
+import bench_attention as bench
+way, n = sys.argv[1], int(sys.argv[2])
+def peak(what):
+    for line in open("/proc/self/status"):
+        if line.startswith(what): return int(line.split()[1])
+def work(n):
+    q, k, v = (torch.randn(1, n, bench.H, bench.D, requires_grad=True) for _ in range(3))
+    grad = torch.randn(1, n, bench.H, bench.D)
+    if way == "tiled": bench.tiles((n,), (65,), 1, (64,))
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak("VmRSS")
+    out = bench.na1d(q, k, v, 65) if way == "ours" else bench.tiled(q, k, v, (n,), (65,), 1, (64,))
+    out.backward(grad)
+    return (peak("VmHWM") - before) * 1024 / (3 * q.numel() * 4)
+work(512)
+print(work(n))
+"""
+
+
+def of_memory(quick: bool) -> Iterator[Row]:
+    n = 8192 if quick else 65_536
+
+    def copies(way: str) -> float:
+        command = [sys.executable, "-c", _PEAK, way, str(n)]
+        here = Path(__file__).parent
+        return float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=here).stdout)
+
+    try:
+        ours, theirs = copies("ours"), copies("tiled")
+    except (OSError, ValueError, subprocess.CalledProcessError) as reason:
+        print(f"  memory needs Linux's /proc: {reason}")
+        return
+    ratio = theirs / ours
+    note = f"memory: {ours:.2f} copies of q, k and v against {theirs:.2f}"
+    yield Row(
+        f"{n}, window 65, peak memory",
+        "torch, tiled (memory)",
+        math.nan,
+        math.nan,
+        ratio,
+        ratio,
+        ratio,
+        THREADS,
+        note,
+    )
+
+
 def of_length(quick: bool) -> Iterator[Row]:
     def work(n: int):  # type: ignore[no-untyped-def]
         q, k, v = (torch.randn(1, n, H, D, requires_grad=True) for _ in range(3))
@@ -185,11 +254,6 @@ def of_scatterbrain(quick: bool) -> Iterator[Row]:
             what, "torch, exact", ours=lambda q=q, k=k, v=v, layer=layer: layer(q, k, v),
             theirs=lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v), **common,
         )  # fmt: skip
-        try:
-            from performer_pytorch import FastAttention
-        except ImportError:
-            print("  performer-pytorch is not installed here")
-            continue
         peer = FastAttention(64, nb_features=128)
         low = ScatterbrainAttention(64, 128, None)
         yield compare(

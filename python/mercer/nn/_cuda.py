@@ -124,9 +124,7 @@ def neighborhood_attention(
     lse = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
     geometry = _geometry(query, key, value, axes)
     arguments = [t.data_ptr() for t in (query, key, value, out, lse, geometry)]
-    _launch_tiles(
-        "neighborhood", "forward", query, _blocks(axes, 32), query.shape[-2], (*arguments, float(scale))
-    )
+    _neighborhood_kernel("forward", query, _blocks(axes, 32), query.shape[-2], (*arguments, float(scale)))
     return out, lse
 
 
@@ -156,11 +154,9 @@ def neighborhood_attention_gradients(
     geometry = _geometry(query, key, value, axes)
     common = [t.data_ptr() for t in (query, key, value, grad, lse, shift)]
     blocks, last = _blocks(axes, 16), (geometry.data_ptr(), float(scale))
-    _launch_tiles(
-        "neighborhood", "by_query", query, blocks, query.shape[-2], (*common, by_query.data_ptr(), *last)
-    )
+    _neighborhood_kernel("by_query", query, blocks, query.shape[-2], (*common, by_query.data_ptr(), *last))
     to = (by_key.data_ptr(), by_value.data_ptr())
-    _launch_tiles("neighborhood", "by_key", query, blocks, key.shape[-2], (*common, *to, *last))
+    _neighborhood_kernel("by_key", query, blocks, key.shape[-2], (*common, *to, *last))
     return by_query, by_key, by_value
 
 
@@ -190,9 +186,8 @@ def scatterbrain_tiles(
     shared = [int(len(t) == n and n > 1) for t in (queries, keys, count)]
     numbers = (q.shape[1], k.shape[1], q.shape[-1], v.shape[-1], m, tiles, a, b, *shared, float(temperature))
     pieces = -(-a // 32)
-    _launch_tiles(
-        "scatterbrain", "tiles", q, tiles * pieces, n, (*(t.data_ptr() for t in tensors), *numbers), one=True
-    )
+    kernel = _module("scatterbrain", q.device.index or 0).get_function("tiles")
+    _run_problems(kernel, tiles * pieces, n, q.device, (*(t.data_ptr() for t in tensors), *numbers))
     return top, exact, low
 
 
@@ -217,22 +212,18 @@ def _blocks(axes: Sequence[int], tile: int) -> int:
     return lines * ((longest + tile - 1) // tile)
 
 
-def _launch_tiles(
-    family: str, kernel: str, like: torch.Tensor, blocks: int, heads: int, arguments: tuple, one: bool = False
-) -> None:
-    import cupy
-
-    index = like.device.index or 0
+def _neighborhood_kernel(name: str, like: torch.Tensor, blocks: int, heads: int, arguments: tuple) -> None:
     kinds = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-    name = kernel if one else f"{kernel}_{kinds[like.dtype]}"
-    run = _module(family, index).get_function(name)
-    rows = heads if one else len(like) * heads
-    if rows > 65535:
-        raise ValueError(f"query must have at most 65535 problems (batch x heads) on a GPU, got {rows}")
-    if blocks and rows:
-        stream = torch.cuda.current_stream(like.device)
-        with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream.cuda_stream, index):
-            run((blocks, rows), (128,), arguments)
+    kernel = _module("neighborhood", like.device.index or 0).get_function(f"{name}_{kinds[like.dtype]}")
+    _run_problems(kernel, blocks, len(like) * heads, like.device, arguments)
+
+
+def _run_problems(kernel: Any, blocks: int, problems: int, device: torch.device, arguments: tuple) -> None:
+    """So many blocks for each problem (batch x heads)."""
+    if problems > 65535:
+        raise ValueError(f"query must have at most 65535 problems (batch x heads) on a GPU, got {problems}")
+    if blocks and problems:
+        _run(kernel, (blocks, problems), device, arguments)
 
 
 def chamfer(
@@ -344,12 +335,9 @@ def _flat(t: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def _launch(kernel: Any, n: int, device: torch.device, arguments: tuple) -> None:
-    import cupy
-
-    blocks = min(-(-n // BLOCK), WAVES * torch.cuda.get_device_properties(device).multi_processor_count)
-    stream = torch.cuda.current_stream(device)
-    with cupy.cuda.Device(device.index or 0), cupy.cuda.ExternalStream(stream.cuda_stream, device.index or 0):
-        kernel((blocks,), (BLOCK,), arguments)
+    """Enough blocks for n elements, or as many as the device works on at a time."""
+    waves = WAVES * torch.cuda.get_device_properties(device).multi_processor_count
+    _run(kernel, (min(-(-n // BLOCK), waves),), device, arguments)
 
 
 @functools.cache

@@ -37,8 +37,8 @@ SUPPORTS = ("topk", "local", "smyrf", "cross_polytope")
 WHY = "one part alone is better at the ends, and where the support misses what is large"
 #: Layers and heads whose queries and keys are looked at.
 LAYERS, HEADS = range(6), (1, 6, 11)
-#: Character models: tokens, columns, heads, layers, batch, numbers a token.
-CONTEXT, WIDTH, N_HEADS, DEPTH, BATCH, NUMBERS = 256, 96, 4, 2, 8, 64
+#: Character models: tokens, columns, heads, batch, numbers a token.
+CONTEXT, WIDTH, N_HEADS, BATCH, NUMBERS = 256, 64, 2, 8, 16
 #: Characters that stay together when some are held out.
 BLOCK = 16_384
 
@@ -150,42 +150,6 @@ def _errors(sweep: list[dict[str, Any]], rows: list[Row]) -> None:
             "relative error", baseline=alone, ours=entry["improved"], better="lower",
             holds=entry["improved"] <= 1.05 * alone, must_hold=True,
             note=f"{alone / entry['improved']:.2f} times lower",
-                  
-                  
-                  
-                 
-                 
-                 
-                
-                
-                
-               
-               
-               
-              
-              
-              
-             
-             
-             
-            
-            
-            
-                
-                
-                
-               
-               
-               
-              
-              
-              
-             
-             
-             
-            
-            
-            
         ))  # fmt: skip
     gains = [
         min(e["sparse"], e["performer"]) / e["improved"]
@@ -271,31 +235,29 @@ def _linear(sizes: tuple[int, ...], rows: list[Row]) -> dict[str, list[float]]:
 
 
 class _Characters(nn.Module):
-    """A small causal transformer over bytes."""
+    """A small causal transformer over bytes, one layer of attention between convolutions.
+
+    The convolutions see the last few characters, so that attention has what is further off to look for.
+    """
 
     def __init__(self, vocabulary: int, attention: nn.Module) -> None:
         super().__init__()
-        self.embed, self.place = nn.Embedding(vocabulary, WIDTH), nn.Embedding(CONTEXT, WIDTH)
-        self.attention = attention
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({
-                "norm1": nn.LayerNorm(WIDTH), "qkv": nn.Linear(WIDTH, 3 * WIDTH), "out": nn.Linear(WIDTH, WIDTH),
-                "norm2": nn.LayerNorm(WIDTH), "up": nn.Linear(WIDTH, 4 * WIDTH), "down": nn.Linear(4 * WIDTH, WIDTH),
-            })
-            for _ in range(DEPTH)
-        )  # fmt: skip
+        self.embed, self.near = nn.Embedding(vocabulary, WIDTH), nn.Conv1d(WIDTH, WIDTH, 4)
+        nn.init.normal_(self.embed.weight, std=0.5)
+        self.norm1, self.mix = nn.LayerNorm(WIDTH), nn.Conv1d(WIDTH, WIDTH, 3, groups=WIDTH)
+        self.qkv, self.attention, self.out = nn.Linear(WIDTH, 3 * WIDTH), attention, nn.Linear(WIDTH, WIDTH)
+        self.norm2 = nn.LayerNorm(WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, vocabulary)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.embed(x) + self.place.weight[: x.shape[1]]
-        for block in self.blocks:
-            y = block["norm1"](h)
-            # Half the columns are the token's before: pairs of characters are there to be matched.
-            before = F.pad(y, (0, 0, 1, 0))[:, :-1]
-            y = torch.cat([y[..., : WIDTH // 2], before[..., WIDTH // 2 :]], -1)
-            q, k, v = (t.unflatten(-1, (N_HEADS, -1)).transpose(1, 2) for t in block["qkv"](y).chunk(3, -1))
-            h = h + block["out"](self.attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-            h = h + block["down"](F.gelu(block["up"](block["norm2"](h))))
+        h = self.embed(x)
+        h = h + self.near(F.pad(h.mT, (3, 0))).mT
+        y = self.norm1(h)
+        y = y + self.mix(F.pad(y.mT, (2, 0))).mT
+        q, k, v = (t.unflatten(-1, (N_HEADS, -1)).transpose(1, 2) for t in self.qkv(y).chunk(3, -1))
+        h = h + self.out(self.attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        h = h + self.down(F.gelu(self.up(self.norm2(h))))
         return self.head(self.norm(h))
 
 
@@ -314,12 +276,14 @@ def _language(quick: bool, rows: list[Row], progress: Progress) -> dict[str, lis
     train, held = _corpus()
     head = WIDTH // N_HEADS
     ways = {
-        "scatterbrain": lambda: ScatterbrainAttention(head, NUMBERS // 2, window=NUMBERS // 2),
+        "scatterbrain": lambda: ScatterbrainAttention(
+            head, NUMBERS // 2, window=NUMBERS // 2, shrinkage=True
+        ),
         "sparse": lambda: ScatterbrainAttention(head, 0, window=NUMBERS),
         "low rank": lambda: ScatterbrainAttention(head, NUMBERS, None),
         "exact": lambda: F.scaled_dot_product_attention,
     }
-    seeds, steps = (1, 30) if quick else (3, 400)
+    seeds, steps = (1, 30) if quick else (3, 200)
     found: dict[str, list[float]] = {name: [] for name in ways}
     done = 0
     for seed in range(seeds):
@@ -333,12 +297,14 @@ def _language(quick: bool, rows: list[Row], progress: Progress) -> dict[str, lis
             done += 1
     means = {name: statistics.mean(values) for name, values in found.items()}
     best = min(means["sparse"], means["low rank"])
+    each = ", ".join(f"{name} {means[name]:.3f} ({min(v):.3f} .. {max(v):.3f})" for name, v in found.items())
     rows.append(Row(
-        f"perplexity of character models, {seeds} seeds, {steps} steps, {NUMBERS} numbers a token: sparse "
-        f"{means['sparse']:.3f}, low rank {means['low rank']:.3f}, exact {means['exact']:.3f}", "per character",
+        f"perplexity of character models of one layer, {seeds} seeds, {steps} steps of {BATCH * CONTEXT} characters, "
+        f"{NUMBERS} numbers a token, rows shrunk: {each}", "per character",
         baseline=best, ours=means["scatterbrain"], paper="up to 4 points lower (words)", better="lower",
         holds=means["scatterbrain"] < best, spread=(min(found["scatterbrain"]), max(found["scatterbrain"])),
-        note="not below both after so few steps",
+        note="not below both" if means["exact"] < means["sparse"] else "after so few steps what is near is most of "
+        "what is known: exact attention is no better than a window either, and half of the window is missed",
     ))  # fmt: skip
     return found
 

@@ -38,7 +38,12 @@ class Plan:
 
     @property
     def expected_error(self) -> torch.Tensor:
-        """(H,) of the chosen forms, mean over the batch."""
+        """(H,) of the chosen forms, mean over the batch.
+
+        The weights of a row add up to 1 in every form, so that an error can be above 1: where the support misses
+        what is large, the weights lie on other keys than the exact ones. Shrinkage shrinks the part of the features;
+        it cannot shrink a row.
+        """
         return self.errors.mean(1).gather(0, self.chosen[None])[0]
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -88,9 +93,9 @@ def fit_budget(
     Example:
         >>> import torch
         >>> from mercer.nn.attention import fit_budget
-        >>> q, k, v = 0.5 * torch.randn(3, 1, 2, 256, 16, generator=torch.Generator().manual_seed(0))
+        >>> q, k, v = torch.randn(3, 1, 2, 256, 16, generator=torch.Generator().manual_seed(0))
         >>> plan = fit_budget(q, k, 64, support="topk")
-        >>> plan.attend(q, k, v).shape, bool((plan.expected_error < 0.5).all())
+        >>> plan.attend(q, k, v).shape, bool((plan.expected_error < 0.6).all())
         (torch.Size([1, 2, 256, 16]), True)
     """
     budget = _checks.integer("budget", budget, 4)
@@ -140,8 +145,9 @@ class Choice:
     Attributes:
         method: "exact", "neighborhood", "scatterbrain", "sparse" or "low_rank".
         reason: Why, in words.
-        expected_error: Relative error of the weights that the queries tried suggest; 0 where it is exact, None where
-            nothing was measured ("neighborhood" is another attention, not an approximation of the full one).
+        expected_error: Relative error of the weights that the queries tried suggest; 0 where it is exact, above 1 where
+            the support misses most of what is large (see :attr:`Plan.expected_error`), None where nothing was measured
+            ("neighborhood" is another attention, not an approximation of the full one).
         numbers_per_token: Numbers of memory a token and head that stand for a row of the attention matrix.
     """
 
@@ -189,13 +195,16 @@ def attention(
     Example:
         >>> import torch
         >>> from mercer.nn.attention import attention
-        >>> q, k, v = 0.5 * torch.randn(3, 1, 2, 300, 16, generator=torch.Generator().manual_seed(0))
+        >>> q, k, v = torch.randn(3, 1, 2, 300, 16, generator=torch.Generator().manual_seed(0))
         >>> out, choice = attention(q, k, v)
         >>> choice.method, choice.expected_error
         ('exact', 0.0)
         >>> out, choice = attention(q, k, v, budget=64)
-        >>> choice.method in ("scatterbrain", "low_rank"), 0 < choice.expected_error < 1
-        (True, True)
+        >>> choice.expected_error > 1  # keys that are noise: no 64 numbers a token stand for them
+        True
+        >>> out, choice = attention(q, k, v, budget=64, tolerance=0.2)
+        >>> choice.method
+        'exact'
     """
     method = _checks.choice("method", method, METHODS)
     s = key.shape[2]

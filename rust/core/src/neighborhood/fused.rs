@@ -1,8 +1,8 @@
 //! Softmax attention over neighborhoods, forward and backward: no weight is ever stored.
 
-use super::geometry::{Band, ROWS};
+use super::geometry::ROWS;
 use super::pack::{Cells, Columns, Partial, Rows, merge, rows_of_tile, vector_size};
-use super::tile::{SPARE, Source, Vectors, nowhere, scatter, scores, weighted_sums};
+use super::tile::{Keys, SPARE, Source, nowhere, scatter, scores, weighted_sums};
 use super::unfused::{Tile, each_piece, tiles_of};
 use super::{Layout, Shape, Strided};
 use crate::cancel::{Cancel, Cancelled};
@@ -162,14 +162,27 @@ pub fn backward<T: Element>(
 struct Scratch<T> {
     left: Vec<T>,
     up: Vec<T>,
-    out: Vec<T>,
+    sums: Vec<T>,
+    /// Scores and gradients of weights, narrow; then weights and gradients of scores, wide: 0 outside windows.
     scores: Vec<T>,
     products: Vec<T>,
-    sums: Vec<T>,
-    /// Added to the scores of a row of keys, and times their exponentials: for this band.
+    weights: Vec<T>,
+    by_scores: Vec<T>,
+    /// Added to the scores of a row of keys, and times their exponentials: for these keys.
     bias: Vec<T>,
     keep: Vec<T>,
-    band: Option<Band>,
+    mask: Option<Mask>,
+}
+
+/// What bias, keep and the zeros among the weights depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mask {
+    rows: usize,
+    from: [usize; ROWS],
+    to: [usize; ROWS],
+    group: usize,
+    narrow: usize,
+    stride: usize,
 }
 
 impl<T> Default for Scratch<T> {
@@ -177,59 +190,62 @@ impl<T> Default for Scratch<T> {
         Self {
             left: Vec::new(),
             up: Vec::new(),
-            out: Vec::new(),
+            sums: Vec::new(),
             scores: Vec::new(),
             products: Vec::new(),
-            sums: Vec::new(),
+            weights: Vec::new(),
+            by_scores: Vec::new(),
             bias: Vec::new(),
             keep: Vec::new(),
-            band: None,
+            mask: None,
         }
     }
 }
 
 impl<T: Element> Scratch<T> {
+    /// Make room for a tile; `stride` weights of a query are worked on at a time.
     #[inline(always)]
-    fn mask(&mut self, band: &Band, stride: usize) {
-        // Tiles inside the grid have the same band, but for where it starts.
-        let same = self.bias.len() == ROWS * stride
-            && self.band.as_ref().is_some_and(|b| (b.rows, b.from, b.to) == (band.rows, band.from, band.to));
-        if same {
+    fn prepare(&mut self, keys: &Keys<'_>, size: usize, stride: usize, padded: usize) {
+        self.sums.clear();
+        self.sums.resize(ROWS * padded, T::default());
+        let band = keys.band;
+        let (rows, from, to) = (band.rows, band.from, band.to);
+        // Tiles inside the grid have the same.
+        let mask = Mask { rows, from, to, group: keys.group, narrow: keys.narrow, stride };
+        if self.mask.as_ref() == Some(&mask) {
             return;
         }
+        for wide in [&mut self.weights, &mut self.by_scores, &mut self.scores, &mut self.products] {
+            wide.clear();
+            wide.resize(ROWS * stride, T::default());
+        }
+        let lanes = keys.narrow * size;
         self.bias.clear();
-        self.bias.resize(ROWS * stride, nowhere());
+        self.bias.resize(ROWS * lanes, nowhere());
         self.keep.clear();
-        self.keep.resize(ROWS * stride, T::default());
-        for i in 0..band.rows {
-            let seen = i * stride + band.from[i]..i * stride + band.to[i];
+        self.keep.resize(ROWS * lanes, T::default());
+        for i in 0..rows {
+            let at = i * lanes - keys.shift[i];
+            let seen = at + from[i]..at + to[i];
             self.bias[seen.clone()].fill(T::default());
             self.keep[seen].fill(T::from_f64(1.0));
         }
-        self.band = Some(band.clone());
+        self.mask = Some(mask);
     }
 }
 
 /// The lanes folded into one, in halves.
 #[inline(always)]
-fn fold<T: Element, V: Vector<T>>(of: V, maximum: bool) -> T {
+fn fold<T: Element, V: Vector<T>>(mut of: V, maximum: bool) -> T {
+    let mut half = V::SIZE / 2;
+    while half > 0 {
+        let other = of.exchange(half as u32);
+        of = if maximum { of.most(other) } else { of + other };
+        half /= 2;
+    }
     let mut lanes = [T::default(); 32];
     // SAFETY: no vector has more than 32 lanes.
     unsafe { of.write(lanes.as_mut_ptr()) };
-    let mut half = V::SIZE / 2;
-    while half > 0 {
-        for i in 0..half {
-            let (a, b) = (lanes[i].to_f64(), lanes[i + half].to_f64());
-            lanes[i] = T::from_f64(if !maximum {
-                a + b
-            } else if a > b {
-                a
-            } else {
-                b
-            });
-        }
-        half /= 2;
-    }
     lanes[0]
 }
 
@@ -258,34 +274,22 @@ impl<T: Element> Kernel for Forward<'_, T> {
         let size = T::Of::<L>::SIZE;
         let Self { tile, scratch, value_dim, .. } = self;
         let (band, value_padded) = (tile.band, self.value.padded);
-        let padded = rows_of_tile(&self.query, self.query_at, &tile, self.dim, Some(self.scale), &mut scratch.left);
-        let vectors = Vectors::new(tile.rows, band, (tile.length, tile.step), size);
-        scratch.mask(band, vectors.per_row * size);
-        scratch.sums.clear();
-        scratch.sums.resize(ROWS * value_padded, T::default());
-        let chunk = CHUNK.min(vectors.count());
-        scratch.scores.resize(ROWS * chunk * size, T::default());
+        let padded =
+            rows_of_tile::<L, T>(&self.query, self.query_at, &tile, self.dim, Some(self.scale), &mut scratch.left);
+        let keys = Keys::new(tile.rows, band, (tile.blocks, tile.step), size);
+        let stride = widest(&keys, size);
+        scratch.prepare(&keys, size, stride, value_padded);
+        let lanes = keys.narrow * size;
+        let bias = Some((&scratch.bias[..], lanes));
         let (mut top, mut total) = ([nowhere::<T>(); ROWS], [T::default(); ROWS]);
-        for first in (0..vectors.count()).step_by(chunk) {
-            let of = first..vectors.count().min(first + chunk);
-            let stride = of.len() * size;
-            let bias = Some(&scratch.bias[..]);
-            scores::<L, T>(
-                &scratch.left,
-                padded,
-                self.dim,
-                self.key,
-                &vectors,
-                of.clone(),
-                bias,
-                &mut scratch.scores,
-                stride,
-            );
+        for at in 0..keys.parts(CHUNK * size) {
+            let part = keys.part(at, CHUNK * size);
+            scores::<L, T>(&scratch.left, padded, self.dim, self.key, &part, bias, &mut scratch.scores, stride);
             for i in 0..band.rows {
-                let row = &mut scratch.scores[i * stride..(i + 1) * stride];
+                let row = &scratch.scores[i * stride..][..part.vectors() * size];
                 let most = fold::<T, T::Of<L>>(largest::<L, T>(row), true);
                 if most.to_f64() > top[i].to_f64() {
-                    if first > 0 {
+                    if at > 0 {
                         let shrink = T::from_f64((top[i].to_f64() - most.to_f64()).exp());
                         total[i] = T::from_f64(total[i].to_f64() * shrink.to_f64());
                         let sums = &mut scratch.sums[i * value_padded..(i + 1) * value_padded];
@@ -293,14 +297,12 @@ impl<T: Element> Kernel for Forward<'_, T> {
                     }
                     top[i] = most;
                 }
-                let keep = &scratch.keep[i * vectors.per_row * size..(i + 1) * vectors.per_row * size];
-                let here = exponentials::<L, T>(row, keep, first % vectors.per_row, top[i]);
+                let keep = &scratch.keep[i * lanes..(i + 1) * lanes];
+                let to = &mut scratch.weights[i * stride..(i + 1) * stride];
+                let here = exponentials::<L, T>(row, &part, i, keep, top[i], to);
                 total[i] = T::from_f64(total[i].to_f64() + fold::<T, T::Of<L>>(here, false).to_f64());
             }
-            for i in band.rows..ROWS {
-                scratch.scores[i * stride..(i + 1) * stride].fill(T::default());
-            }
-            weighted_sums::<L, T>(&scratch.scores, stride, &self.value, &vectors, of, &mut scratch.sums);
+            weighted_sums::<L, T>(&scratch.weights, stride, &self.value, &part, &mut scratch.sums);
         }
         for i in 0..band.rows {
             let token = tile.token + i * tile.step;
@@ -331,22 +333,47 @@ fn largest<L: Lanes, T: Element>(row: &[T]) -> T::Of<L> {
     most
 }
 
-/// The row becomes its exponentials after `top`, where it is kept; their sum.
+/// Numbers of weights of a query that are worked on at a time.
 #[inline(always)]
-fn exponentials<L: Lanes, T: Element>(row: &mut [T], keep: &[T], first: usize, top: T) -> T::Of<L> {
+fn widest(keys: &Keys<'_>, size: usize) -> usize {
+    keys.part(0, CHUNK * size).width()
+}
+
+/// Lanes after the last vector of a row of keys, which an earlier part may have written: only where there is one row.
+#[inline(always)]
+fn clear_end<T: Element>(keys: &Keys<'_>, size: usize, to: &mut [T]) {
+    if keys.first > 0 {
+        to[keys.narrow * size..keys.lanes].fill(T::default());
+    }
+}
+
+/// The exponentials of `row` after `top` into the weights `to` of query `i`, where they are kept; their sum.
+#[inline(always)]
+fn exponentials<L: Lanes, T: Element>(
+    row: &[T],
+    keys: &Keys<'_>,
+    i: usize,
+    keep: &[T],
+    top: T,
+    to: &mut [T],
+) -> T::Of<L> {
     let size = T::Of::<L>::SIZE;
     let (mut sum, top) = (T::Of::<L>::all(T::default()), T::Of::<L>::all(top));
-    let mut kept = first * size;
-    for vector in 0..row.len() / size {
-        // SAFETY: inside the row, and `keep` is a whole number of vectors.
-        unsafe {
-            let at = row.as_mut_ptr().add(vector * size);
-            let e = T::exp_negative(T::Of::<L>::read(at) - top) * T::Of::<L>::read(keep[kept..kept + size].as_ptr());
-            e.write(at);
-            sum = sum + e;
+    assert!(keys.vectors() * size <= row.len() && keys.first + keys.narrow * size <= keep.len());
+    assert!(keys.width() <= to.len() && keys.shift[i] + keys.narrow * size <= keys.lanes);
+    for r in 0..keys.rows.len() {
+        for v in 0..keys.narrow {
+            // SAFETY: the asserts above.
+            unsafe {
+                let score = row.as_ptr().add((r * keys.narrow + v) * size);
+                let keep = keep.as_ptr().add(keys.first + v * size);
+                let e = T::exp_negative(T::Of::<L>::read(score) - top) * T::Of::<L>::read(keep);
+                e.write(to.as_mut_ptr().add(r * keys.lanes + keys.shift[i] + v * size));
+                sum = sum + e;
+            }
         }
-        kept = if kept + size < keep.len() { kept + size } else { 0 };
     }
+    clear_end(keys, size, to);
     sum
 }
 
@@ -380,56 +407,43 @@ impl<T: Element> Kernel for Backward<'_, T> {
         let size = T::Of::<L>::SIZE;
         let Self { tile, scratch, dim, first: base, .. } = self;
         let band = tile.band;
-        let padded = rows_of_tile(&self.query, self.at[0], &tile, dim, Some(self.scale), &mut scratch.left);
-        let value_padded = rows_of_tile(&self.grad, self.at[1], &tile, self.value_dim, None, &mut scratch.up);
-        rows_of_tile(&self.out, self.at[2], &tile, self.value_dim, None, &mut scratch.out);
+        let padded = rows_of_tile::<L, T>(&self.query, self.at[0], &tile, dim, Some(self.scale), &mut scratch.left);
+        let value_padded = rows_of_tile::<L, T>(&self.grad, self.at[1], &tile, self.value_dim, None, &mut scratch.up);
         // Of each query: the logarithm of its sum, and what is taken from the gradients of its weights.
         let mut sums = [(T::default(), T::default()); ROWS];
         for (i, sum) in sums.iter_mut().enumerate().take(band.rows) {
-            let row = i * value_padded..(i + 1) * value_padded;
-            let index = self.lse_at + (tile.token + i * tile.step) * self.heads;
+            let token = tile.token + i * tile.step;
+            let out = &self.out.data[self.at[2] + token * self.out.layout.token..][..self.value_dim];
+            let index = self.lse_at + token * self.heads;
             let by_lse = self.lse.1.map_or(0.0, |g| g[index].to_f64());
-            let shift = inner::<L, T>(&scratch.up[row.clone()], &scratch.out[row]) - by_lse;
+            let shift = inner::<L, T>(&scratch.up[i * value_padded..][..self.value_dim], out) - by_lse;
             *sum = (self.lse.0[index], T::from_f64(shift));
         }
-        let vectors = Vectors::new(tile.rows, band, (tile.length, tile.step), size);
-        scratch.mask(band, vectors.per_row * size);
-        scratch.sums.clear();
-        scratch.sums.resize(ROWS * padded, T::default());
-        let chunk = CHUNK.min(vectors.count());
-        scratch.scores.resize(ROWS * chunk * size, T::default());
-        scratch.products.resize(ROWS * chunk * size, T::default());
-        for first in (0..vectors.count()).step_by(chunk) {
-            let of = first..vectors.count().min(first + chunk);
-            let stride = of.len() * size;
-            let (weights, by_scores) = (&mut scratch.scores[..], &mut scratch.products[..]);
-            let bias = Some(&scratch.bias[..]);
-            scores::<L, T>(&scratch.left, padded, dim, self.key, &vectors, of.clone(), bias, weights, stride);
-            scores::<L, T>(
-                &scratch.up,
-                value_padded,
-                self.value_dim,
-                self.value,
-                &vectors,
-                of.clone(),
-                None,
-                by_scores,
-                stride,
-            );
-            for i in 0..ROWS {
-                let (weights, by_scores) =
-                    (&mut weights[i * stride..(i + 1) * stride], &mut by_scores[i * stride..(i + 1) * stride]);
-                if i >= band.rows {
-                    weights.fill(T::default());
-                    by_scores.fill(T::default());
-                    continue;
-                }
-                let keep = &scratch.keep[i * vectors.per_row * size..(i + 1) * vectors.per_row * size];
-                softmax_gradient::<L, T>(weights, by_scores, keep, first % vectors.per_row, sums[i]);
+        let keys = Keys::new(tile.rows, band, (tile.blocks, tile.step), size);
+        let stride = widest(&keys, size);
+        scratch.prepare(&keys, size, stride, padded);
+        let lanes = keys.narrow * size;
+        let bias = Some((&scratch.bias[..], lanes));
+        for at in 0..keys.parts(CHUNK * size) {
+            let part = keys.part(at, CHUNK * size);
+            scores::<L, T>(&scratch.left, padded, dim, self.key, &part, bias, &mut scratch.scores, stride);
+            let by_weights = &mut scratch.products;
+            scores::<L, T>(&scratch.up, value_padded, self.value_dim, self.value, &part, None, by_weights, stride);
+            for (i, sums) in sums.iter().enumerate().take(band.rows) {
+                let of = i * stride..(i + 1) * stride;
+                softmax_gradient::<L, T>(
+                    (&scratch.scores[of.clone()], &scratch.products[of.clone()]),
+                    &part,
+                    i,
+                    &scratch.keep[i * lanes..(i + 1) * lanes],
+                    *sums,
+                    (&mut scratch.weights[of.clone()], &mut scratch.by_scores[of]),
+                );
             }
-            scatter::<L, T>(weights, stride, &scratch.up, value_padded, &vectors, of.clone(), self.by_value, base);
-            scatter::<L, T>(by_scores, stride, &scratch.left, padded, &vectors, of.clone(), self.by_key, base);
-            weighted_sums::<L, T>(by_scores, stride, &self.key_rows, &vectors, of, &mut scratch.sums);
+            let by_scores = &scratch.by_scores;
+            scatter::<L, T>(&scratch.weights, stride, &scratch.up, value_padded, &part, self.by_value, base);
+            scatter::<L, T>(by_scores, stride, &scratch.left, padded, &part, self.by_key, base);
+            weighted_sums::<L, T>(by_scores, stride, &self.key_rows, &part, &mut scratch.sums);
         }
         for i in 0..band.rows {
             let token = tile.token + i * tile.step;
@@ -442,41 +456,54 @@ impl<T: Element> Kernel for Backward<'_, T> {
     }
 }
 
-/// The inner product of two rows of whole vectors.
+/// The inner product of two rows.
 #[inline(always)]
 fn inner<L: Lanes, T: Element>(a: &[T], b: &[T]) -> f64 {
     let size = T::Of::<L>::SIZE;
     let mut sum = T::Of::<L>::all(T::default());
     assert_eq!(a.len(), b.len());
-    for at in (0..a.len() / size).map(|v| v * size) {
+    let whole = a.len() / size * size;
+    for at in (0..whole).step_by(size) {
         // SAFETY: inside both.
         unsafe { sum = T::Of::<L>::read(a.as_ptr().add(at)).times_plus(T::Of::<L>::read(b.as_ptr().add(at)), sum) };
     }
-    fold::<T, T::Of<L>>(sum, false).to_f64()
+    let mut total = fold::<T, T::Of<L>>(sum, false).to_f64();
+    for (a, b) in a[whole..].iter().zip(&b[whole..]) {
+        total += a.to_f64() * b.to_f64();
+    }
+    total
 }
 
-/// From scores and the gradients of weights to weights and the gradients of scores.
+/// From scores and the gradients of weights of query `i` to weights and the gradients of scores.
 #[inline(always)]
 fn softmax_gradient<L: Lanes, T: Element>(
-    scores: &mut [T],
-    products: &mut [T],
+    (scores, products): (&[T], &[T]),
+    keys: &Keys<'_>,
+    i: usize,
     keep: &[T],
-    first: usize,
     (lse, shift): (T, T),
+    (weights, by_scores): (&mut [T], &mut [T]),
 ) {
     let size = T::Of::<L>::SIZE;
     let (lse, shift) = (T::Of::<L>::all(lse), T::Of::<L>::all(shift));
-    let mut kept = first * size;
-    assert_eq!(scores.len(), products.len());
-    for vector in 0..scores.len() / size {
-        // SAFETY: inside the rows, and `keep` is a whole number of vectors.
-        unsafe {
-            let (s, p) = (scores.as_mut_ptr().add(vector * size), products.as_mut_ptr().add(vector * size));
-            let weight =
-                T::exp_negative(T::Of::<L>::read(s) - lse) * T::Of::<L>::read(keep[kept..kept + size].as_ptr());
-            weight.write(s);
-            (weight * (T::Of::<L>::read(p) - shift)).write(p);
+    assert!(keys.vectors() * size <= scores.len() && scores.len() == products.len());
+    assert!(keys.first + keys.narrow * size <= keep.len());
+    assert!(keys.width() <= weights.len() && weights.len() == by_scores.len());
+    assert!(keys.shift[i] + keys.narrow * size <= keys.lanes);
+    for r in 0..keys.rows.len() {
+        for v in 0..keys.narrow {
+            let at = (r * keys.narrow + v) * size;
+            let to = r * keys.lanes + keys.shift[i] + v * size;
+            // SAFETY: the asserts above.
+            unsafe {
+                let (s, p) = (scores.as_ptr().add(at), products.as_ptr().add(at));
+                let keep = T::Of::<L>::read(keep.as_ptr().add(keys.first + v * size));
+                let weight = T::exp_negative(T::Of::<L>::read(s) - lse) * keep;
+                weight.write(weights.as_mut_ptr().add(to));
+                (weight * (T::Of::<L>::read(p) - shift)).write(by_scores.as_mut_ptr().add(to));
+            }
         }
-        kept = if kept + size < keep.len() { kept + size } else { 0 };
     }
+    clear_end(keys, size, weights);
+    clear_end(keys, size, by_scores);
 }

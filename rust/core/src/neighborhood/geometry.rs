@@ -77,10 +77,56 @@ pub(super) struct Line {
     /// The first of them on the grid, and the step to the next.
     pub origin: usize,
     pub step: usize,
-    /// Where it stands in its group, whose shape and first packed token follow.
+    /// Its transpose, and where that begins among all of them, for one column.
+    pub blocks: Blocks,
+    pub column: usize,
+    /// Where it stands in its group, whose shape, first packed token and column follow.
     pub lead: [usize; 2],
     pub shape: [usize; 3],
     pub group: usize,
+    pub group_column: usize,
+}
+
+/// Keys of a block of a transposed line that is cut, and those of the next block that are there again.
+const BLOCK: usize = 64;
+const AGAIN: usize = 16;
+
+/// How a line of keys is transposed: in blocks of which all keys of a column follow each other, so that a tile reads few
+/// pages; from a column to the next it is an odd number of eights or of cache lines, so that they do not meet in its sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Blocks {
+    length: usize,
+    pub stride: usize,
+}
+
+impl Blocks {
+    pub fn new(length: usize) -> Self {
+        let stride = match length {
+            ..=8 => length,
+            9..=BLOCK => 8 * (length.div_ceil(8) | 1),
+            _ => BLOCK + AGAIN,
+        };
+        Self { length, stride }
+    }
+
+    /// Blocks of a line.
+    pub fn count(&self) -> usize {
+        self.length.div_ceil(BLOCK).max(1)
+    }
+
+    /// The keys of a block.
+    pub fn keys(&self, block: usize) -> Range<usize> {
+        let start = block * BLOCK;
+        start..self.length.min(start + BLOCK + AGAIN)
+    }
+
+    /// Where a key is in the first column, of `depth`: a vector from there on is in one block. A key after the last is in
+    /// the last block too, where what is read is of other columns: nobody sees it.
+    #[inline(always)]
+    pub fn place(&self, key: usize, depth: usize) -> usize {
+        let block = (key / BLOCK).min(self.length.saturating_sub(1) / BLOCK);
+        block * self.stride * depth + key - block * BLOCK
+    }
 }
 
 impl Line {
@@ -92,8 +138,9 @@ impl Line {
 /// A row of keys that all queries of a line see a part of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeyRow {
-    /// Its first token among the packed ones, and on the grid.
+    /// Its first token among the packed ones, in the columns of the transposed lines, and on the grid.
     pub base: usize,
+    pub column: usize,
     pub origin: usize,
     /// The first of its weights among those of a query.
     pub slot: usize,
@@ -105,18 +152,20 @@ pub(super) struct Order {
     pub grid: Grid,
     pub lines: Vec<Line>,
     pub tiles: usize,
+    /// Numbers in a column of all transposed lines.
+    pub column: usize,
 }
 
 impl Order {
     pub fn new(grid: Grid) -> Self {
         let [a, b, c] = grid.0;
-        let (mut lines, mut base, mut tile) = (Vec::new(), 0, 0);
+        let (mut lines, mut base, mut tile, mut column) = (Vec::new(), 0, 0, 0);
         for i in 0..a.dilation {
             for j in 0..b.dilation {
                 for k in 0..c.dilation {
                     let size = |axis: Axis, first: usize| (axis.length - first).div_ceil(axis.dilation);
                     let shape = [size(a, i), size(b, j), size(c, k)];
-                    let group = base;
+                    let (group, group_column, blocks) = (base, column, Blocks::new(shape[2]));
                     for y in 0..shape[0] {
                         for x in 0..shape[1] {
                             let row = (i + y * a.dilation) * b.length + j + x * b.dilation;
@@ -126,11 +175,15 @@ impl Order {
                                 length: shape[2],
                                 origin: row * c.length + k,
                                 step: c.dilation,
+                                blocks,
+                                column,
                                 lead: [y, x],
                                 shape,
                                 group,
+                                group_column,
                             };
                             base += line.length;
+                            column += blocks.count() * blocks.stride;
                             tile += line.tiles();
                             lines.push(line);
                         }
@@ -138,7 +191,7 @@ impl Order {
                 }
             }
         }
-        Self { grid, lines, tiles: tile }
+        Self { grid, lines, tiles: tile, column }
     }
 
     /// The line of a tile.
@@ -154,12 +207,14 @@ impl Order {
         let (first, second) = (a.keys(line.shape[0], line.lead[0]), b.keys(line.shape[1], line.lead[1]));
         // The token of the group's first row: this line's, less what leads to it.
         let (down, right) = (a.dilation * b.length * c.length, b.dilation * c.length);
+        let columns = line.blocks.count() * line.blocks.stride;
         let corner = line.origin - line.lead[0] * down - line.lead[1] * right;
         for (t, y) in first.enumerate() {
             for (u, x) in second.clone().enumerate() {
-                let base = line.group + (y * line.shape[1] + x) * line.length;
+                let at = y * line.shape[1] + x;
+                let (base, column) = (line.group + at * line.length, line.group_column + at * columns);
                 let origin = corner + y * down + x * right;
-                rows.push(KeyRow { base, origin, slot: (t * b.window + u) * c.window });
+                rows.push(KeyRow { base, column, origin, slot: (t * b.window + u) * c.window });
             }
         }
     }
@@ -225,6 +280,29 @@ mod tests {
         let causal = Axis { stride: 2, causal: true, ..axis };
         assert_eq!(causal.keys(9, 4), 2..5);
         assert_eq!(causal.keys(9, 1), 0..2);
+    }
+
+    #[test]
+    fn a_vector_from_any_key_on_is_in_one_block_of_its_line() {
+        for length in [1, 7, 8, 9, 63, 64, 65, 80, 127, 128, 129, 300] {
+            let (blocks, depth) = (Blocks::new(length), 5);
+            let mut line = vec![usize::MAX; blocks.count() * blocks.stride * depth];
+            for block in 0..blocks.count() {
+                for (x, key) in blocks.keys(block).enumerate() {
+                    for column in 0..depth {
+                        line[(block * depth + column) * blocks.stride + x] = key * depth + column;
+                    }
+                }
+            }
+            for key in 0..length {
+                for (lane, column) in (0..AGAIN.min(length - key)).flat_map(|lane| (0..depth).map(move |c| (lane, c))) {
+                    let at = blocks.place(key, depth) + column * blocks.stride + lane;
+                    assert_eq!(line[at], (key + lane) * depth + column, "{length}, {key}");
+                }
+            }
+            // After the last key, still inside the line but for a vector.
+            assert!(blocks.place(length + AGAIN, depth) + (depth - 1) * blocks.stride < line.len() + 2 * AGAIN);
+        }
     }
 
     #[test]

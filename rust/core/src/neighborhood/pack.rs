@@ -9,7 +9,8 @@ use super::tile::Source;
 use super::unfused::Tile;
 use super::{Layout, Strided};
 use crate::lanes::{Kernel, Lanes, dispatch};
-use crate::vector::Element;
+use crate::real::Real;
+use crate::vector::{Element, Vector};
 
 /// Tokens that are packed at a time.
 const PIECE: usize = 64;
@@ -101,7 +102,7 @@ pub(super) fn copy<T: Copy>(from: &[T], to: &mut [T]) {
 
 /// The rows of a tile's queries, `padded` columns each, times `scale`; zeros where there is no query.
 #[inline(always)]
-pub(super) fn rows_of_tile<T: Element>(
+pub(super) fn rows_of_tile<L: Lanes, T: Element>(
     from: &Strided<'_, T>,
     at: usize,
     tile: &Tile<'_>,
@@ -110,22 +111,27 @@ pub(super) fn rows_of_tile<T: Element>(
     to: &mut Vec<T>,
 ) -> usize {
     let padded = columns.next_multiple_of(vector_size::<T>());
-    to.clear();
+    let size = T::Of::<L>::SIZE;
     to.resize(ROWS * padded, T::default());
-    for (i, to) in to.chunks_mut(padded).take(tile.band.rows).enumerate() {
+    to[tile.band.rows * padded..].fill(T::default());
+    let by = T::Of::<L>::all(scale.unwrap_or(T::from_f64(1.0)));
+    let whole = columns / size * size;
+    for (i, to) in to.chunks_exact_mut(padded).take(tile.band.rows).enumerate() {
         let start = at + (tile.token + i * tile.step) * from.layout.token;
         let from = &from.data[start..start + columns];
-        match scale {
-            None => copy(from, to),
-            Some(scale) => {
-                to.iter_mut().zip(from).for_each(|(to, x)| *to = T::from_f64(x.to_f64() * scale.to_f64()));
-            }
+        for at in (0..whole).step_by(size) {
+            // SAFETY: whole vectors of both rows.
+            unsafe { (T::Of::<L>::read(from.as_ptr().add(at)) * by).write(to.as_mut_ptr().add(at)) };
+        }
+        for at in whole..padded {
+            let x = from.get(at).map_or(0.0, |x| x.to_f64() * scale.map_or(1.0, Real::to_f64));
+            to[at] = T::from_f64(x);
         }
     }
     padded
 }
 
-/// Rows of each (batch, head), transposed line by line: all tokens of a line for a column, then the next column.
+/// Rows of each (batch, head), transposed line by line, in [`Blocks`].
 #[derive(Debug)]
 pub(super) struct Columns<T> {
     data: Vec<T>,
@@ -134,26 +140,25 @@ pub(super) struct Columns<T> {
 
 impl<T: Element> Columns<T> {
     pub fn pack(order: &Order, from: Strided<'_, T>, (blocks, heads): (usize, usize), columns: usize) -> Self {
-        let block = order.grid.tokens() * columns + BEYOND;
+        let block = order.column * columns + BEYOND;
         let mut data = vec![T::default(); blocks * block];
         let pieces: Vec<(&Line, usize)> =
-            order.lines.iter().flat_map(|line| (0..line.length).step_by(PIECE).map(move |x| (line, x))).collect();
+            order.lines.iter().flat_map(|line| (0..line.blocks.count()).map(move |at| (line, at))).collect();
         let (cells, step) = (Cells::new(&mut data), from.layout.token);
         (0..blocks / heads.max(1) * pieces.len()).into_par_iter().for_each(|i| {
-            let (batch, (line, first)) = (i / pieces.len(), &pieces[i % pieces.len()]);
+            let (batch, (line, at)) = (i / pieces.len(), pieces[i % pieces.len()]);
+            let (keys, stride) = (line.blocks.keys(at), line.blocks.stride);
             // Head after head: they lie next to each other.
             for head in 0..heads {
-                let last = line.length.min(first + PIECE);
-                let from = &from.data[from.layout.at(batch * heads + head, heads) + line.origin * from.layout.token..];
-                let (base, length) = ((batch * heads + head) * block + line.base * columns, line.length);
+                let first = line.origin + keys.start * line.step;
                 dispatch(Transpose {
-                    from,
+                    from: &from.data[from.layout.at(batch * heads + head, heads) + first * step..],
                     step: line.step * step,
                     columns,
                     to: cells,
-                    base,
-                    length,
-                    rows: *first..last,
+                    base: (batch * heads + head) * block + (line.column + at * stride) * columns,
+                    stride,
+                    rows: keys.len(),
                 });
             }
         });
@@ -165,15 +170,15 @@ impl<T: Element> Columns<T> {
     }
 }
 
-/// `rows` of the columns of a line: `to[base + k * length + x] = from[x * step + k]`; nobody else writes those.
+/// A block of a line, `to[base + k * stride + x] = from[x * step + k]` for `rows` x; nobody else writes those.
 struct Transpose<'a, T> {
     from: &'a [T],
     step: usize,
     columns: usize,
     to: Cells<'a, T>,
     base: usize,
-    length: usize,
-    rows: std::ops::Range<usize>,
+    stride: usize,
+    rows: usize,
 }
 
 impl<T: Element> Kernel for Transpose<'_, T> {
@@ -182,14 +187,14 @@ impl<T: Element> Kernel for Transpose<'_, T> {
     fn run<L: Lanes>(self) {
         /// Blocks of so many rows and columns pass through registers.
         const SIDE: usize = 8;
-        let Self { from, step, columns, to, base, length, rows } = self;
-        assert!(rows.is_empty() || (rows.end - 1) * step + columns <= from.len());
-        assert!(rows.end <= length);
+        let Self { from, step, columns, to, base, stride, rows } = self;
+        assert!(rows == 0 || (rows - 1) * step + columns <= from.len());
+        assert!(rows <= stride);
         // SAFETY: these rows of a line are written here only.
-        let column = |k: usize, x: usize, n: usize| unsafe { to.part(base + k * length + x, n) };
+        let column = |k: usize, x: usize, n: usize| unsafe { to.part(base + k * stride + x, n) };
         let whole = columns / SIDE * SIDE;
-        let mut x = rows.start;
-        while x + SIDE <= rows.end {
+        let mut x = 0;
+        while x + SIDE <= rows {
             for first in (0..whole).step_by(SIDE) {
                 let mut block = [[T::default(); SIDE]; SIDE];
                 for (i, row) in block.iter_mut().enumerate() {
@@ -210,7 +215,7 @@ impl<T: Element> Kernel for Transpose<'_, T> {
             x += SIDE;
         }
         for k in 0..columns {
-            for (to, i) in column(k, x, rows.end - x).iter_mut().zip(x..) {
+            for (to, i) in column(k, x, rows - x).iter_mut().zip(x..) {
                 *to = from[i * step + k];
             }
         }
@@ -267,24 +272,63 @@ pub(super) fn merge<T: Element>(
         for head in 0..heads {
             let block = batch * heads + head;
             let at = layout.at(block, heads);
-            let partials = &partials[block * parts..(block + 1) * parts];
-            each_token(order, here.clone(), |row, token| {
-                // SAFETY: a token of a block is written here only.
-                let to = unsafe { cells.part(at + token * layout.token, columns) };
-                let mut written = false;
-                for part in partials.iter().filter(|p| p.first <= row && row < p.first + p.rows) {
-                    let from = &part.sums[(row - part.first) * padded..][..columns];
-                    if written {
-                        to.iter_mut().zip(from).for_each(|(to, x)| *to = T::from_f64(to.to_f64() + x.to_f64()));
-                    } else {
-                        copy(from, to);
-                        written = true;
-                    }
-                }
-                if !written {
-                    to.fill(T::default());
-                }
-            });
+            let near = |part: &&&Partial<T>| part.first < here.end && here.start < part.first + part.rows;
+            let partials: Vec<_> = partials[block * parts..(block + 1) * parts].iter().filter(near).copied().collect();
+            let partials = &partials[..];
+            dispatch(Merge { order, partials, rows: here.clone(), padded, columns, cells, at, token: layout.token });
         }
     });
+}
+
+/// Some `rows` of a block in [`merge`].
+struct Merge<'a, T> {
+    order: &'a Order,
+    partials: &'a [&'a Partial<T>],
+    rows: std::ops::Range<usize>,
+    padded: usize,
+    columns: usize,
+    cells: Cells<'a, T>,
+    at: usize,
+    token: usize,
+}
+
+impl<T: Element> Kernel for Merge<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let size = T::Of::<L>::SIZE;
+        let whole = self.columns / size * size;
+        let mut line = self.order.lines.partition_point(|line| line.base <= self.rows.start) - 1;
+        for row in self.rows {
+            while self.order.lines[line].base + self.order.lines[line].length <= row {
+                line += 1;
+            }
+            let here = &self.order.lines[line];
+            let token = here.origin + (row - here.base) * here.step;
+            // SAFETY: a token of a block is written here only.
+            let to = unsafe { self.cells.part(self.at + token * self.token, self.columns) };
+            let mut written = false;
+            for part in self.partials.iter().filter(|p| p.first <= row && row < p.first + p.rows) {
+                let from = &part.sums[(row - part.first) * self.padded..][..self.columns];
+                if !written {
+                    copy(from, to);
+                    written = true;
+                    continue;
+                }
+                for at in (0..whole).step_by(size) {
+                    // SAFETY: whole vectors of both rows.
+                    unsafe {
+                        let (to, from) = (to.as_mut_ptr().add(at), from.as_ptr().add(at));
+                        (T::Of::<L>::read(to) + T::Of::<L>::read(from)).write(to);
+                    }
+                }
+                for at in whole..self.columns {
+                    to[at] = T::from_f64(to[at].to_f64() + from[at].to_f64());
+                }
+            }
+            if !written {
+                to.fill(T::default());
+            }
+        }
+    }
 }

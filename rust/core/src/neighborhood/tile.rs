@@ -4,10 +4,12 @@
 use crate::lanes::Lanes;
 use crate::vector::{Element, Vector};
 
-use super::geometry::{Band, KeyRow, ROWS};
+use super::geometry::{Band, Blocks, KeyRow, ROWS};
 
-/// Vectors a register tile is wide.
-const WIDE: usize = 3;
+/// Vectors of keys that a register tile of [`scores`] is wide at most.
+const WIDE: usize = 6;
+/// Lanes of a row of weights are a multiple of it, and register tiles of [`scatter`] have no more keys.
+const LANES: usize = 8;
 
 /// What lies under a bias is as good as not there; adding it to a score keeps it finite.
 #[inline(always)]
@@ -15,16 +17,27 @@ pub(super) fn nowhere<T: Element>() -> T {
     T::from_f64(-1e30)
 }
 
-/// The vectors of keys of a tile: `per_row` for each row of keys, one after the other.
-#[derive(Clone, Copy)]
-pub(super) struct Vectors<'a> {
+/// The keys of a tile, or of a part of it: the same ones of each row of keys.
+///
+/// Weights of a tile have `lanes` numbers for each row of keys, and those of a query that are not in its window are 0.
+/// Scores are narrower where windows are short: `group` queries at a time start at the first key that they see,
+/// `shift` after the first of the tile, and have `narrow` vectors for each row of keys.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keys<'a> {
     pub rows: &'a [KeyRow],
-    pub per_row: usize,
-    pub start: usize,
+    pub band: &'a Band,
+    /// The first of the keys after `band.start`, and how many there are.
+    pub first: usize,
     pub span: usize,
-    /// Tokens of a row, and the step on the grid from one to the next.
-    pub length: usize,
-    pub step: usize,
+    pub lanes: usize,
+    pub group: usize,
+    pub shift: [usize; ROWS],
+    pub narrow: usize,
+    /// Numbers of a vector.
+    size: usize,
+    /// The transpose of a row, and on the grid the step from a key to the next.
+    blocks: Blocks,
+    step: usize,
 }
 
 /// Rows of values: packed (`token` 0), or as they lie, where their columns are whole vectors.
@@ -37,101 +50,212 @@ pub(super) struct Source<'a, T> {
     pub padded: usize,
 }
 
-impl<'a> Vectors<'a> {
+impl<'a> Keys<'a> {
+    /// All keys of a tile, for vectors of `size`.
     #[inline(always)]
-    pub fn new(rows: &'a [KeyRow], band: &Band, (length, step): (usize, usize), size: usize) -> Self {
-        Self { rows, per_row: band.span.div_ceil(size), start: band.start, span: band.span, length, step }
-    }
-
-    #[inline(always)]
-    pub fn count(&self) -> usize {
-        self.rows.len() * self.per_row
-    }
-
-    /// The packed index of the first key of a vector, and how many of its lanes are keys.
-    #[inline(always)]
-    fn keys(&self, vector: usize, size: usize) -> (usize, usize) {
-        let (row, at) = (vector / self.per_row, vector % self.per_row * size);
-        (self.rows[row].base + self.start + at, (self.span - at).min(size))
-    }
-
-    /// Where the row of the first key of a vector begins, from there to the next, and how many lanes are keys.
-    #[inline(always)]
-    fn values<T>(&self, of: &Source<'_, T>, vector: usize, size: usize) -> (usize, usize, usize) {
-        let (row, at) = (&self.rows[vector / self.per_row], vector % self.per_row * size);
-        let lanes = (self.span - at).min(size);
-        if of.token == 0 {
-            return ((row.base + self.start + at) * of.padded, of.padded, lanes);
+    pub fn new(rows: &'a [KeyRow], band: &'a Band, (blocks, step): (Blocks, usize), size: usize) -> Self {
+        let (span, whole) = (band.span, band.span.div_ceil(size));
+        let lanes = (whole * size).next_multiple_of(LANES);
+        let mut keys = Self {
+            rows,
+            band,
+            first: 0,
+            span,
+            lanes,
+            group: ROWS,
+            shift: [0; ROWS],
+            narrow: whole,
+            size,
+            blocks,
+            step,
+        };
+        // Worth it only where it saves a good part of the vectors.
+        for group in [ROWS / 2, ROWS / 4] {
+            let (mut widest, mut reach, mut shift) = (0, 0, [0; ROWS]);
+            for start in (0..band.rows).step_by(group) {
+                let last = band.rows.min(start + group) - 1;
+                widest = widest.max(band.to[last] - band.from[start]);
+                reach = band.from[start];
+                shift[start..].fill(reach);
+            }
+            let narrow = widest.div_ceil(size);
+            if 4 * narrow <= 3 * keys.narrow {
+                let lanes = lanes.max((reach + narrow * size).next_multiple_of(LANES));
+                keys = Self { lanes, group, shift, narrow, ..keys };
+            }
         }
-        (of.at + (row.origin + (self.start + at) * self.step) * of.token, self.step * of.token, lanes)
+        keys
     }
 
-    /// Where the vector begins among transposed rows of `depth` numbers a key.
+    /// How many parts of at most so many lanes: whole rows of keys, or pieces of one where it is longer.
     #[inline(always)]
-    fn transposed(&self, vector: usize, size: usize, depth: usize) -> usize {
-        let (row, at) = (vector / self.per_row, vector % self.per_row * size);
-        self.rows[row].base * depth + self.start + at
+    pub fn parts(&self, lanes: usize) -> usize {
+        if self.is_cut(lanes) {
+            self.rows.len() * self.span.div_ceil(lanes)
+        } else {
+            self.rows.len().div_ceil((lanes / self.lanes).max(1))
+        }
+    }
+
+    #[inline(always)]
+    fn is_cut(&self, lanes: usize) -> bool {
+        self.lanes > lanes && self.group == ROWS
+    }
+
+    /// One of them; the first is the widest.
+    #[inline(always)]
+    pub fn part(&self, index: usize, lanes: usize) -> Self {
+        if !self.is_cut(lanes) {
+            let many = (lanes / self.lanes).max(1);
+            return Self { rows: &self.rows[index * many..self.rows.len().min((index + 1) * many)], ..*self };
+        }
+        let pieces = self.span.div_ceil(lanes);
+        let (row, first) = (index / pieces, index % pieces * lanes);
+        let span = (self.span - first).min(lanes);
+        let (narrow, lanes) = (span.div_ceil(self.size), span.next_multiple_of(LANES.max(self.size)));
+        Self { rows: &self.rows[row..=row], first, span, narrow, lanes, ..*self }
+    }
+
+    /// Numbers of weights of a query.
+    #[inline(always)]
+    pub fn width(&self) -> usize {
+        self.rows.len() * self.lanes
+    }
+
+    /// Vectors of scores of a query.
+    #[inline(always)]
+    pub fn vectors(&self) -> usize {
+        self.rows.len() * self.narrow
+    }
+
+    /// The keys that queries from one to before another see, counted from the first of these.
+    #[inline(always)]
+    fn seen(&self, queries: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let (Some(last), band) = (self.band.rows.min(queries.end).checked_sub(1), self.band) else { return 0..0 };
+        if last < queries.start {
+            return 0..0;
+        }
+        let clip = |key: usize| key.saturating_sub(self.first).min(self.span);
+        clip(band.from[queries.start])..clip(band.to[last])
+    }
+
+    /// The queries that see some of `keys`, counted likewise.
+    #[inline(always)]
+    fn seeing(&self, keys: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let (band, (mut from, mut to)) = (self.band, (0, self.band.rows));
+        while from < to && band.to[from] <= self.first + keys.start {
+            from += 1;
+        }
+        while from < to && band.from[to - 1] >= self.first + keys.end {
+            to -= 1;
+        }
+        from..to
+    }
+
+    /// Whether windows are so short that a tile's queries see them apart.
+    #[inline(always)]
+    fn is_short(&self) -> bool {
+        self.span < 4 * ROWS
+    }
+
+    /// Where the row of a key begins, and from there to that of the next.
+    #[inline(always)]
+    fn value<T>(&self, of: &Source<'_, T>, row: &KeyRow, key: usize) -> (usize, usize) {
+        let at = self.band.start + self.first + key;
+        if of.token == 0 {
+            return ((row.base + at) * of.padded, of.padded);
+        }
+        (of.at + (row.origin + at * self.step) * of.token, self.step * of.token)
     }
 }
 
-/// `to` (ROWS x vectors of `of`, `stride` apart) = `bias` + products of `left` (ROWS rows, `left_stride` apart) with the
-/// transposed keys. `bias`, where given, is that of one row of keys and repeats.
+/// How wide and how high the next register tile is, of `left` vectors of columns.
+#[inline(always)]
+fn tile_of<V: Vector<T>, T: Element>(left: usize, short: bool) -> (usize, usize) {
+    match (V::ROWS, left) {
+        (8, 4 | 7..) => (4, 4),
+        (8, 5) => (3, 4),
+        (8, _) => (left.min(3), if short { 4 } else { 8 }),
+        (_, 4 | 7..) => (4, 2),
+        _ => (left.min(3), 4),
+    }
+}
+
+/// `to` (ROWS x vectors of `keys`, `stride` apart) = `bias` + products of `left` (ROWS rows, `left_stride` apart) with the
+/// transposed keys. `bias`, where given, is that of one row of keys, `bias_stride` apart, and repeats.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn scores<L: Lanes, T: Element>(
     left: &[T],
     left_stride: usize,
     depth: usize,
-    keys: &[T],
-    vectors: &Vectors<'_>,
-    of: std::ops::Range<usize>,
-    bias: Option<&[T]>,
+    transposed: &[T],
+    keys: &Keys<'_>,
+    bias: Option<(&[T], usize)>,
     to: &mut [T],
     stride: usize,
 ) {
     let size = T::Of::<L>::SIZE;
     assert!((ROWS - 1) * left_stride + depth <= left.len());
-    assert!((ROWS - 1) * stride + of.len() * size <= to.len());
-    let bias_stride = vectors.per_row * size;
-    assert!(bias.is_none_or(|b| b.len() >= ROWS * bias_stride));
-    let mut vector = of.start;
-    while vector < of.end {
-        let wide = (of.end - vector).min(WIDE);
-        let (mut starts, mut at_bias) = ([0; WIDE], [0; WIDE]);
-        for i in 0..wide {
-            starts[i] = vectors.transposed(vector + i, size, depth);
-            at_bias[i] = (vector + i) % vectors.per_row * size;
-            assert!(starts[i] + (depth - 1) * vectors.length + size <= keys.len());
-        }
-        let mut row = 0;
-        while row < ROWS {
+    assert!((ROWS - 1) * stride + keys.vectors() * size <= to.len());
+    assert!(bias.is_none_or(|(b, apart)| b.len() >= (ROWS - 1) * apart + keys.first + keys.narrow * size));
+    let start = keys.band.start + keys.first;
+    let furthest = keys.blocks.place(start + keys.shift[ROWS - 1] + (keys.narrow - 1) * size, depth);
+    let after = (depth - 1) * keys.blocks.stride + size;
+    assert!(keys.rows.iter().all(|row| row.column * depth + furthest + after <= transposed.len()));
+    let high = keys.group.min(T::Of::<L>::ROWS);
+    for query in (0..ROWS).step_by(high) {
+        let (mut row, mut at) = (0, 0);
+        let start = start + keys.shift[query];
+        let mut vector = 0;
+        while vector < keys.vectors() {
+            let left_over = keys.vectors() - vector;
+            let wide = match (high, left_over) {
+                (2, 7 | 8) => 4,
+                (2, _) => left_over.min(WIDE),
+                (_, 4) => 2,
+                _ => left_over.min(3),
+            };
+            let (mut starts, mut at_bias) = ([0; WIDE], [0; WIDE]);
+            for i in 0..wide {
+                starts[i] = keys.rows[row].column * depth + keys.blocks.place(start + at * size, depth);
+                at_bias[i] = keys.first + at * size;
+                at += 1;
+                if at == keys.narrow {
+                    (row, at) = (row + 1, 0);
+                }
+            }
             // SAFETY: the asserts above keep all that is read and written inside the slices.
             unsafe {
                 let corner = Scores {
-                    left: left.as_ptr().add(row * left_stride),
+                    left: left.as_ptr().add(query * left_stride),
                     left_stride,
                     depth,
-                    keys: keys.as_ptr(),
+                    keys: transposed.as_ptr(),
                     starts,
-                    step: vectors.length,
-                    bias: bias.map(|b| b.as_ptr().add(row * bias_stride)),
+                    step: keys.blocks.stride,
+                    bias: bias.map(|(b, apart)| (b.as_ptr().add(query * apart), apart)),
                     at_bias,
-                    bias_stride,
-                    to: to.as_mut_ptr().add(row * stride + (vector - of.start) * size),
+                    to: to.as_mut_ptr().add(query * stride + vector * size),
                     stride,
                 };
-                match (T::Of::<L>::ROWS, wide) {
+                match (high, wide) {
                     (8, 3) => corner.registers::<T::Of<L>, 3, 8>(),
                     (8, 2) => corner.registers::<T::Of<L>, 2, 8>(),
                     (8, _) => corner.registers::<T::Of<L>, 1, 8>(),
-                    (_, 3) => corner.registers::<T::Of<L>, 3, 4>(),
-                    (_, 2) => corner.registers::<T::Of<L>, 2, 4>(),
-                    _ => corner.registers::<T::Of<L>, 1, 4>(),
+                    (4, 3) => corner.registers::<T::Of<L>, 3, 4>(),
+                    (4, 2) => corner.registers::<T::Of<L>, 2, 4>(),
+                    (4, _) => corner.registers::<T::Of<L>, 1, 4>(),
+                    (_, 6) => corner.registers::<T::Of<L>, 6, 2>(),
+                    (_, 5) => corner.registers::<T::Of<L>, 5, 2>(),
+                    (_, 4) => corner.registers::<T::Of<L>, 4, 2>(),
+                    (_, 3) => corner.registers::<T::Of<L>, 3, 2>(),
+                    (_, 2) => corner.registers::<T::Of<L>, 2, 2>(),
+                    _ => corner.registers::<T::Of<L>, 1, 2>(),
                 }
             }
-            row += if T::Of::<L>::ROWS == 8 { 8 } else { 4 };
+            vector += wide;
         }
-        vector += wide;
     }
 }
 
@@ -142,9 +266,8 @@ struct Scores<T> {
     keys: *const T,
     starts: [usize; WIDE],
     step: usize,
-    bias: Option<*const T>,
+    bias: Option<(*const T, usize)>,
     at_bias: [usize; WIDE],
-    bias_stride: usize,
     to: *mut T,
     stride: usize,
 }
@@ -158,10 +281,10 @@ impl<T: Element> Scores<T> {
         let mut sum = [[zero; WIDTH]; HIGH];
         // SAFETY: the caller's.
         unsafe {
-            if let Some(bias) = self.bias {
+            if let Some((bias, apart)) = self.bias {
                 for (i, row) in sum.iter_mut().enumerate() {
                     for (j, sum) in row.iter_mut().enumerate() {
-                        *sum = V::read(bias.add(i * self.bias_stride + self.at_bias[j]));
+                        *sum = V::read(bias.add(i * apart + self.at_bias[j]));
                     }
                 }
             }
@@ -170,6 +293,20 @@ impl<T: Element> Scores<T> {
                 *keys = keys.add(start);
             }
             for k in 0..self.depth {
+                if HIGH < WIDTH {
+                    let mut left = [zero; HIGH];
+                    for (i, left) in left.iter_mut().enumerate() {
+                        *left = V::all(*self.left.add(i * self.left_stride + k));
+                    }
+                    for (j, keys) in keys.iter_mut().enumerate() {
+                        let right = V::read(*keys);
+                        *keys = keys.add(self.step);
+                        for (row, left) in sum.iter_mut().zip(left) {
+                            row[j] = left.times_plus(right, row[j]);
+                        }
+                    }
+                    continue;
+                }
                 let mut right = [zero; WIDTH];
                 for (right, keys) in right.iter_mut().zip(&mut keys) {
                     *right = V::read(*keys);
@@ -191,58 +328,48 @@ impl<T: Element> Scores<T> {
     }
 }
 
-/// How many of the `left` vectors to take next: threes, but twos rather than a one at the end.
-#[inline(always)]
-fn next_width(left: usize) -> usize {
-    match left {
-        4 => 2,
-        _ => left.min(WIDE),
-    }
-}
-
-/// `to` (ROWS x padded, dense) += sums over the keys of `of` of `weights` (`stride` apart, the first vector of `of` first)
-/// times the rows of `values`.
+/// `to` (ROWS x padded, dense) += sums over `keys` of `weights` (ROWS rows, `stride` apart) times the rows of `values`.
 #[inline(always)]
 pub(super) fn weighted_sums<L: Lanes, T: Element>(
     weights: &[T],
     stride: usize,
     values: &Source<'_, T>,
-    vectors: &Vectors<'_>,
-    of: std::ops::Range<usize>,
+    keys: &Keys<'_>,
     to: &mut [T],
 ) {
     let (size, padded) = (T::Of::<L>::SIZE, values.padded);
-    assert!((ROWS - 1) * stride + of.len() * size <= weights.len() && ROWS * padded <= to.len());
-    assert!(padded.is_multiple_of(size));
-    for vector in of.clone() {
-        let (first, step, lanes) = vectors.values(values, vector, size);
-        assert!(first + (lanes - 1) * step + padded <= values.data.len());
+    assert!((ROWS - 1) * stride + keys.width() <= weights.len() && ROWS * padded <= to.len());
+    assert!(padded.is_multiple_of(size) && keys.span <= keys.lanes);
+    for row in keys.rows {
+        let (first, step) = keys.value(values, row, 0);
+        assert!(first + keys.span.saturating_sub(1) * step + padded <= values.data.len());
     }
     let mut column = 0;
     while column < padded / size {
-        let wide = next_width(padded / size - column);
-        let mut row = 0;
-        while row < ROWS {
-            // SAFETY: the asserts above.
+        let (wide, high) = tile_of::<T::Of<L>, T>(padded / size - column, keys.is_short());
+        for query in (0..keys.band.rows).step_by(high) {
+            let seen = keys.seen(query..query + high);
+            // SAFETY: the asserts above; `seen` is inside the span.
             unsafe {
                 let corner = Sums {
-                    weights: weights.as_ptr().add(row * stride),
+                    weights: weights.as_ptr().add(query * stride),
                     stride,
                     source: values,
                     column: column * size,
-                    to: to.as_mut_ptr().add(row * padded + column * size),
+                    to: to.as_mut_ptr().add(query * padded + column * size),
                     padded,
                 };
-                match (T::Of::<L>::ROWS, wide) {
-                    (8, 3) => corner.registers::<T::Of<L>, 3, 8>(vectors, of.clone()),
-                    (8, 2) => corner.registers::<T::Of<L>, 2, 8>(vectors, of.clone()),
-                    (8, _) => corner.registers::<T::Of<L>, 1, 8>(vectors, of.clone()),
-                    (_, 3) => corner.registers::<T::Of<L>, 3, 4>(vectors, of.clone()),
-                    (_, 2) => corner.registers::<T::Of<L>, 2, 4>(vectors, of.clone()),
-                    _ => corner.registers::<T::Of<L>, 1, 4>(vectors, of.clone()),
+                match (high, wide) {
+                    (8, 3) => corner.registers::<T::Of<L>, 3, 8>(keys, seen),
+                    (8, 2) => corner.registers::<T::Of<L>, 2, 8>(keys, seen),
+                    (8, _) => corner.registers::<T::Of<L>, 1, 8>(keys, seen),
+                    (4, 4) => corner.registers::<T::Of<L>, 4, 4>(keys, seen),
+                    (4, 3) => corner.registers::<T::Of<L>, 3, 4>(keys, seen),
+                    (4, 2) => corner.registers::<T::Of<L>, 2, 4>(keys, seen),
+                    (4, _) => corner.registers::<T::Of<L>, 1, 4>(keys, seen),
+                    _ => corner.registers::<T::Of<L>, 4, 2>(keys, seen),
                 }
             }
-            row += if T::Of::<L>::ROWS == 8 { 8 } else { 4 };
         }
         column += wide;
     }
@@ -263,8 +390,8 @@ impl<T: Element> Sums<'_, T> {
     #[inline(always)]
     unsafe fn registers<V: Vector<T>, const WIDTH: usize, const HIGH: usize>(
         &self,
-        vectors: &Vectors<'_>,
-        of: std::ops::Range<usize>,
+        keys: &Keys<'_>,
+        seen: std::ops::Range<usize>,
     ) {
         let zero = V::all(T::default());
         let mut sum = [[zero; WIDTH]; HIGH];
@@ -275,11 +402,11 @@ impl<T: Element> Sums<'_, T> {
                     *sum = V::read(self.to.add(i * self.padded + j * V::SIZE));
                 }
             }
-            let mut weights = self.weights;
-            for vector in of {
-                let (first, step, lanes) = vectors.values(self.source, vector, V::SIZE);
-                let mut value = self.source.data.as_ptr().add(first + self.column);
-                for lane in 0..lanes {
+            let mut weights = self.weights.add(seen.start);
+            for row in keys.rows {
+                let (first, step) = keys.value(self.source, row, seen.start);
+                let mut value = self.source.data.as_ptr().wrapping_add(first + self.column);
+                for lane in 0..seen.len() {
                     let mut right = [zero; WIDTH];
                     for (j, right) in right.iter_mut().enumerate() {
                         *right = V::read(value.add(j * V::SIZE));
@@ -290,9 +417,9 @@ impl<T: Element> Sums<'_, T> {
                             *sum = left.times_plus(right, *sum);
                         }
                     }
-                    value = value.add(step);
+                    value = value.wrapping_add(step);
                 }
-                weights = weights.add(V::SIZE);
+                weights = weights.wrapping_add(keys.lanes);
             }
             for (i, row) in sum.into_iter().enumerate() {
                 for (j, sum) in row.into_iter().enumerate() {
@@ -303,63 +430,59 @@ impl<T: Element> Sums<'_, T> {
     }
 }
 
-/// Keys of a register tile of [`scatter`]; what is beyond the last key of a vector gets sums of nothing.
-pub(super) const SPARE: usize = 16;
+/// Rows of `to` that [`scatter`] needs after the last key: what is beyond gets sums of nothing.
+pub(super) const SPARE: usize = LANES;
 
 /// The transpose of [`weighted_sums`]: rows of `to` (those of the keys, counted from `first`) += sums over the ROWS queries
 /// of `weights` times the rows of `left` (padded, dense). Weights beyond a band are 0; `to` has [`SPARE`] rows to spare.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn scatter<L: Lanes, T: Element>(
     weights: &[T],
     stride: usize,
     left: &[T],
     padded: usize,
-    vectors: &Vectors<'_>,
-    of: std::ops::Range<usize>,
+    keys: &Keys<'_>,
     to: &mut [T],
     first: usize,
 ) {
     let size = T::Of::<L>::SIZE;
-    assert!((ROWS - 1) * stride + of.len() * size <= weights.len() && ROWS * padded <= left.len());
-    assert!(padded.is_multiple_of(size));
-    for (at, vector) in of.clone().enumerate() {
-        let (key, lanes) = vectors.keys(vector, size);
-        assert!(key >= first && (key - first + size) * padded <= to.len());
-        let mut lane = 0;
-        while lane < lanes {
-            let mut column = 0;
-            while column < padded / size {
-                let wide = next_width(padded / size - column);
-                // SAFETY: the asserts above; a block of keys ends inside its vector.
+    assert!((ROWS - 1) * stride + keys.width() <= weights.len() && ROWS * padded <= left.len());
+    assert!(padded.is_multiple_of(size) && keys.span.next_multiple_of(LANES) <= keys.lanes);
+    let start = keys.band.start + keys.first;
+    for row in keys.rows {
+        let at = row.base + start;
+        assert!(at >= first && (at - first + keys.span + SPARE) * padded <= to.len());
+    }
+    let mut column = 0;
+    while column < padded / size {
+        let (wide, many) = tile_of::<T::Of<L>, T>(padded / size - column, keys.is_short());
+        for key in (0..keys.span).step_by(many) {
+            let queries = keys.seeing(key..key + many);
+            for (i, row) in keys.rows.iter().enumerate() {
+                // SAFETY: the asserts above; a block of keys ends inside its lanes.
                 unsafe {
                     let corner = Scatter {
-                        weights: weights.as_ptr().add(at * size + lane),
+                        weights: weights.as_ptr().add(i * keys.lanes + key),
                         stride,
                         left: left.as_ptr().add(column * size),
-                        to: to.as_mut_ptr().add((key - first + lane) * padded + column * size),
+                        to: to.as_mut_ptr().add((row.base + start - first + key) * padded + column * size),
                         padded,
+                        queries: queries.clone(),
                     };
-                    match (T::Of::<L>::ROWS, size, wide) {
-                        (8, 8.., 3) => corner.registers::<T::Of<L>, 3, 8>(),
-                        (8, 8.., 2) => corner.registers::<T::Of<L>, 2, 8>(),
-                        (8, 8.., _) => corner.registers::<T::Of<L>, 1, 8>(),
-                        (_, 4.., 3) => corner.registers::<T::Of<L>, 3, 4>(),
-                        (_, 4.., 2) => corner.registers::<T::Of<L>, 2, 4>(),
-                        (_, 4.., _) => corner.registers::<T::Of<L>, 1, 4>(),
-                        (_, _, 3) => corner.registers::<T::Of<L>, 3, 1>(),
-                        (_, _, 2) => corner.registers::<T::Of<L>, 2, 1>(),
-                        _ => corner.registers::<T::Of<L>, 1, 1>(),
+                    match (many, wide) {
+                        (8, 3) => corner.registers::<T::Of<L>, 3, 8>(),
+                        (8, 2) => corner.registers::<T::Of<L>, 2, 8>(),
+                        (8, _) => corner.registers::<T::Of<L>, 1, 8>(),
+                        (4, 4) => corner.registers::<T::Of<L>, 4, 4>(),
+                        (4, 3) => corner.registers::<T::Of<L>, 3, 4>(),
+                        (4, 2) => corner.registers::<T::Of<L>, 2, 4>(),
+                        (4, _) => corner.registers::<T::Of<L>, 1, 4>(),
+                        _ => corner.registers::<T::Of<L>, 4, 2>(),
                     }
                 }
-                column += wide;
             }
-            lane += match (T::Of::<L>::ROWS, size) {
-                (8, 8..) => 8,
-                (_, 4..) => 4,
-                _ => 1,
-            };
         }
+        column += wide;
     }
 }
 
@@ -369,6 +492,7 @@ struct Scatter<T> {
     left: *const T,
     to: *mut T,
     padded: usize,
+    queries: std::ops::Range<usize>,
 }
 
 impl<T: Element> Scatter<T> {
@@ -385,7 +509,7 @@ impl<T: Element> Scatter<T> {
                     *sum = V::read(self.to.add(i * self.padded + j * V::SIZE));
                 }
             }
-            for query in 0..ROWS {
+            for query in self.queries.clone() {
                 let mut right = [zero; WIDTH];
                 for (j, right) in right.iter_mut().enumerate() {
                     *right = V::read(self.left.add(query * self.padded + j * V::SIZE));

@@ -2,16 +2,16 @@
 
 use rayon::prelude::*;
 
-use super::geometry::{Band, KeyRow, Order, ROWS};
-use super::pack::{Cells, Columns, Partial, Rows, merge, rows_of_tile, vector_size};
-use super::tile::{SPARE, Source, Vectors, scatter, scores, weighted_sums};
+use super::geometry::{Band, Blocks, KeyRow, Order, ROWS};
+use super::pack::{Cells, Columns, Partial, Rows, copy, merge, rows_of_tile, vector_size};
+use super::tile::{Keys, SPARE, Source, scatter, scores, weighted_sums};
 use super::{Layout, Shape, Strided, part};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::vector::{Element, Vector};
 
-/// Vectors of a tile that are worked on at a time.
-const CHUNK: usize = 64;
+/// Lanes of a tile that are worked on at a time, in whole rows of keys.
+const CHUNK: usize = 512;
 
 /// `to` (batch, heads, tokens, window) = the products of each query with the keys of its window, row by row; 0 where a
 /// causal window is cut. `shape.dim` columns; as many heads of keys as of queries.
@@ -170,8 +170,8 @@ pub(super) fn each_piece<R: Send>(
 pub(super) struct Tile<'a> {
     pub rows: &'a [KeyRow],
     pub band: &'a Band,
-    /// Tokens of a line.
-    pub length: usize,
+    /// How its line is transposed.
+    pub blocks: Blocks,
     /// The first query on the grid, and the step to the next.
     pub token: usize,
     pub step: usize,
@@ -196,7 +196,7 @@ pub(super) fn tiles_of(
             with(Tile {
                 rows: &rows,
                 band: &band,
-                length: line.length,
+                blocks: line.blocks,
                 token: line.origin + first * line.step,
                 step: line.step,
             });
@@ -207,13 +207,6 @@ pub(super) fn tiles_of(
         tile = last;
     }
     Ok(())
-}
-
-/// The chunks of a tile's vectors: whole rows of keys where they fit.
-fn chunks(vectors: &Vectors<'_>) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-    let step = if vectors.per_row >= CHUNK { vectors.per_row } else { CHUNK / vectors.per_row * vectors.per_row };
-    let count = vectors.count();
-    (0..count).step_by(step).map(move |first| first..count.min(first + step))
 }
 
 struct ProductsOf<'a, T> {
@@ -235,50 +228,42 @@ impl<T: Element> Kernel for ProductsOf<'_, T> {
     fn run<L: Lanes>(self) {
         let Self { tile, query, at, left, d, key, block, window, tokens, cells } = self;
         let size = T::Of::<L>::SIZE;
-        let padded = rows_of_tile(&query, at, &tile, d, None, left);
-        let vectors = Vectors::new(tile.rows, tile.band, (tile.length, tile.step), size);
-        let mut buffer = vec![T::default(); ROWS * CHUNK.max(vectors.per_row) * size];
+        let padded = rows_of_tile::<L, T>(&query, at, &tile, d, None, left);
+        let keys = Keys::new(tile.rows, tile.band, (tile.blocks, tile.step), size);
+        let mut buffer = vec![T::default(); ROWS * CHUNK.max(keys.narrow * size)];
         for i in 0..tile.band.rows {
             // SAFETY: a query's weights are written by its own tile only.
             let to = unsafe { cells.part((block * tokens + tile.token + i * tile.step) * window, window) };
             to.fill(T::default());
         }
-        for of in chunks(&vectors) {
-            let stride = of.len() * size;
-            scores::<L, T>(left, padded, d, key, &vectors, of.clone(), None, &mut buffer, stride);
+        let chunk = CHUNK.max(keys.lanes);
+        for part in (0..keys.parts(chunk)).map(|at| keys.part(at, chunk)) {
+            let (lanes, stride) = (part.narrow * size, part.vectors() * size);
+            scores::<L, T>(left, padded, d, key, &part, None, &mut buffer, stride);
             for i in 0..tile.band.rows {
                 // SAFETY: as above.
                 let to = unsafe { cells.part((block * tokens + tile.token + i * tile.step) * window, window) };
                 let (from, upto) = (tile.band.from[i], tile.band.to[i]);
-                for (r, row) in tile.rows[of.start / vectors.per_row..of.end / vectors.per_row].iter().enumerate() {
-                    let at = i * stride + r * vectors.per_row * size;
-                    to[row.slot..row.slot + upto - from].copy_from_slice(&buffer[at + from..at + upto]);
+                for (r, row) in part.rows.iter().enumerate() {
+                    let at = i * stride + r * lanes + from - part.shift[i];
+                    copy(&buffer[at..at + upto - from], &mut to[row.slot..]);
                 }
             }
         }
     }
 }
 
-/// The weights of a tile's queries, spread over the vectors of keys of a chunk; 0 outside windows.
+/// The weights of a tile's queries, spread over the lanes of a part of its keys; 0 outside windows.
 #[inline(always)]
-fn spread<T: Element>(
-    tile: &Tile<'_>,
-    vectors: &Vectors<'_>,
-    of: &std::ops::Range<usize>,
-    size: usize,
-    weights: &[T],
-    window: usize,
-    to: &mut Vec<T>,
-) {
-    let stride = of.len() * size;
+fn spread<T: Element>(tile: &Tile<'_>, keys: &Keys<'_>, weights: &[T], window: usize, to: &mut Vec<T>) {
     to.clear();
-    to.resize(ROWS * stride, T::default());
+    to.resize(ROWS * keys.width(), T::default());
     for i in 0..tile.band.rows {
         let own = &weights[(tile.token + i * tile.step) * window..][..window];
         let (from, upto) = (tile.band.from[i], tile.band.to[i]);
-        for (r, row) in tile.rows[of.start / vectors.per_row..of.end / vectors.per_row].iter().enumerate() {
-            let at = i * stride + r * vectors.per_row * size;
-            to[at + from..at + upto].copy_from_slice(&own[row.slot..row.slot + upto - from]);
+        for (r, row) in keys.rows.iter().enumerate() {
+            let at = i * keys.width() + r * keys.lanes;
+            copy(&own[row.slot..row.slot + upto - from], &mut to[at + from..]);
         }
     }
 }
@@ -301,12 +286,13 @@ impl<T: Element> Kernel for Aggregate<'_, T> {
     fn run<L: Lanes>(self) {
         let Self { tile, weights, window, value, d, cells, at, layout, buffers: (buffer, sums) } = self;
         let (size, padded) = (T::Of::<L>::SIZE, value.padded);
-        let vectors = Vectors::new(tile.rows, tile.band, (tile.length, tile.step), size);
+        let keys = Keys::new(tile.rows, tile.band, (tile.blocks, tile.step), size);
         sums.clear();
         sums.resize(ROWS * padded, T::default());
-        for of in chunks(&vectors) {
-            spread(&tile, &vectors, &of, size, weights, window, buffer);
-            weighted_sums::<L, T>(buffer, of.len() * size, &value, &vectors, of, sums);
+        let chunk = CHUNK.max(keys.lanes);
+        for part in (0..keys.parts(chunk)).map(|at| keys.part(at, chunk)) {
+            spread(&tile, &part, weights, window, buffer);
+            weighted_sums::<L, T>(buffer, part.width(), &value, &part, sums);
         }
         for i in 0..tile.band.rows {
             // SAFETY: a query's sums are written by its own tile only.
@@ -335,11 +321,12 @@ impl<T: Element> Kernel for Inverse<'_, T> {
     fn run<L: Lanes>(self) {
         let Self { tile, weights, window, from, at, d, left, sums, first, buffer } = self;
         let size = T::Of::<L>::SIZE;
-        let padded = rows_of_tile(&from, at, &tile, d, None, left);
-        let vectors = Vectors::new(tile.rows, tile.band, (tile.length, tile.step), size);
-        for of in chunks(&vectors) {
-            spread(&tile, &vectors, &of, size, weights, window, buffer);
-            scatter::<L, T>(buffer, of.len() * size, left, padded, &vectors, of, sums, first);
+        let padded = rows_of_tile::<L, T>(&from, at, &tile, d, None, left);
+        let keys = Keys::new(tile.rows, tile.band, (tile.blocks, tile.step), size);
+        let chunk = CHUNK.max(keys.lanes);
+        for part in (0..keys.parts(chunk)).map(|at| keys.part(at, chunk)) {
+            spread(&tile, &part, weights, window, buffer);
+            scatter::<L, T>(buffer, part.width(), left, padded, &part, sums, first);
         }
     }
 }
