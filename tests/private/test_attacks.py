@@ -451,7 +451,10 @@ CASES = {
         lambda r: r._arrays["trees"][0, 3] - r._arrays["trees"][0, 6],
     ),
     "sqeuclidean": (lambda: PrivateDistanceSum("sqeuclidean", bounds=(-1, 1)), lambda r: r._sum.sum()),
-    "gaussian kernel": (lambda: PrivateKernelSum(n_features=1, random_state=0), lambda r: r._arrays["sums"][0].sum()),
+    "gaussian kernel": (
+        lambda: PrivateKernelSum(n_features=1, random_state=0),
+        lambda r: r._arrays["sums"][0].sum(),
+    ),
     "count": (lambda: PrivateKernelSum(n_features=1, random_state=0), lambda r: r.count),
 }
 

@@ -123,9 +123,9 @@ pub(super) fn rows_of_tile<L: Lanes, T: Element>(
             // SAFETY: whole vectors of both rows.
             unsafe { (T::Of::<L>::read(from.as_ptr().add(at)) * by).write(to.as_mut_ptr().add(at)) };
         }
-        for at in whole..padded {
+        for (at, to) in to.iter_mut().enumerate().skip(whole) {
             let x = from.get(at).map_or(0.0, |x| x.to_f64() * scale.map_or(1.0, Real::to_f64));
-            to[at] = T::from_f64(x);
+            *to = T::from_f64(x);
         }
     }
     padded
