@@ -458,7 +458,7 @@ def test_training_lowers_the_divergence_at_half_the_budget():
             weight.mul_(5 if "proj" in name else 1)
     data = [
         {"input_ids": torch.randint(3, 61, (8, 24), generator=torch.Generator().manual_seed(i))}
-        for i in range(30)
+        for i in range(60)
     ]
     kv = M.MatryoshkaKV.calibrate(model, data[:4])
 
