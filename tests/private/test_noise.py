@@ -138,3 +138,12 @@ def test_rho_of_epsilon_is_the_inverse(epsilon, delta):
 def test_budgets_out_of_range_are_refused(mechanism, epsilon, delta, message):
     with pytest.raises(ValueError, match=message):
         Budget.of(mechanism, epsilon, delta)
+
+
+@pytest.mark.parametrize("deviation", [4094, 4095, 6000, 8190, 8191, 2**14 - 1, 2**22, 2**23 - 2])
+def test_the_sampler_takes_every_deviation_that_a_budget_may_ask_for(deviation):
+    law = Law.gauss(Fraction(1, 2), deviation**2)
+    values = np.zeros(4000, np.int64)
+    Noise(None, 1).add(values, [law])
+    # 6 standard errors of a deviation from n normal draws
+    assert abs(values.std() / deviation - 1) < 6 / math.sqrt(2 * len(values))
