@@ -72,12 +72,6 @@ class FeatureSums(Structure):
         )
         return sums
 
-    def release_groups(
-        self, sums: np.ndarray, counts: np.ndarray, budget: Budget, noise: Noise
-    ) -> list[FeatureRelease]:
-        """A release of each of the groups that :meth:`sum_groups` summed; one draw for all."""
-        return self._released(sums, counts, budget, noise)
-
     def add(self, arrays: Arrays, block: np.ndarray, first_row: int, threads: int | None) -> None:
         from mercer.private._trees import within
 
@@ -89,12 +83,12 @@ class FeatureSums(Structure):
         arrays["n"] += len(block)
 
     def release(self, arrays: Arrays, budget: Budget, noise: Noise) -> Release:
-        return self._released(arrays["sums"][:, None], arrays["n"], budget, noise)[0]
+        return self.release_groups(arrays["sums"][:, None], arrays["n"], budget, noise)[0]
 
-    def _released(
+    def release_groups(
         self, sums: np.ndarray, counts: np.ndarray, budget: Budget, noise: Noise
     ) -> list[FeatureRelease]:
-        """From sums (terms, groups, values) and counts (groups,); a row is in one group."""
+        """A release of each group, from sums (terms, groups, values) and counts (groups,); a row is in one group."""
         terms, options = self.terms, dict(self.options)
         paired = options["form"] == "pairs"
         # The paper's split among the terms of an exponential sum: epsilon_j like the 2/3 power of their weights.

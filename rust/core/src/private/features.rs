@@ -165,13 +165,6 @@ pub struct Rows<'a> {
     pub unit: bool,
 }
 
-impl<'a> Rows<'a> {
-    /// All rows, as they are.
-    pub fn groups(starts: &'a [usize]) -> Self {
-        Self { starts, order: None, unit: false }
-    }
-}
-
 /// Features of m frequencies in d dimensions.
 pub struct Features {
     d: usize,
