@@ -58,6 +58,10 @@ def test_each_way_is_measured_against_exact_search():
     for row in table.rows[1:]:
         few, more = (int(str(getattr(cell, "text", cell))) for cell in row[1:3])
         assert few in COUNTS and more in COUNTS and few <= more <= n
+    for column in (1, 2):  # the fewest are marked, and nothing else
+        cells = [row[column] for row in table.rows[1:]]
+        counts = [int(str(getattr(cell, "text", cell))) for cell in cells]
+        assert [getattr(cell, "tone", "") == "good" for cell in cells] == [c == min(counts) for c in counts]
     size = getattr(table.rows[3][4], "text", table.rows[3][4])
     assert size == str(index.quantizer.n_bytes)
 

@@ -197,7 +197,7 @@ def _compare(
     rows: list[list[str | Cell]] = [
         ["all documents, exactly", str(len(ids)), "", f"{milliseconds:.1f} ms", ""]
     ]
-    series = []
+    series, wanted = [], []
     for step, (name, (kind, propose, size)) in enumerate(ways.items()):
         report(step, len(ways))
         order = [propose(i, most) for i in range(n)]
@@ -210,6 +210,7 @@ def _compare(
         needed = [
             int(counts[recall >= level][0]) if (recall >= level).any() else None for level in (0.9, 0.95)
         ]
+        wanted.append(needed)
 
         def search(
             i: int, propose: Callable[[int, int], np.ndarray] = propose, c: int = needed[1] or most
@@ -220,7 +221,12 @@ def _compare(
         rows.append([
             name, *(f"> {most}" if c is None else str(c) for c in needed), f"{spent:.1f} ms", f"{size:,}",
         ])  # fmt: skip
-    rows[-1] = [Cell(str(cell), "good") for cell in rows[-1]]
+    # The fewest candidates of each column, whosever they are.
+    for column, level in ((1, 0), (2, 1)):
+        least = min(found[level] or most + 1 for found in wanted)
+        for row, found in zip(rows[1:], wanted, strict=True):
+            if found[level] == least:
+                row[column] = Cell(str(row[column]), "good")
     table = Table(
         ["candidates from", "for recall 0.90", "for recall 0.95", "time a query", "bytes a document"],
         rows,
