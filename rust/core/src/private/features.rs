@@ -330,9 +330,12 @@ impl Workspace {
             Projection::Hadamard { signs, radii } => {
                 let turns = &mut self.turns;
                 mix(&mut self.x, &mut self.side, &mut self.mixed, features, signs, count, |mixed, first, row| {
-                    let (tile, from) = (mixed.len(), mixed.as_flattened());
-                    let (scale, to) = (Some(&radii[first..][..tile]), &mut turns[row * tile..][..SIDE * tile]);
-                    dispatch(Transpose { from, rows: tile, scale, to, stride: tile });
+                    let (tile, radii) = (mixed.len(), &radii[first..]);
+                    for (r, to) in turns[row * tile..][..SIDE * tile].chunks_exact_mut(tile).enumerate() {
+                        for ((to, entry), radius) in to.iter_mut().zip(mixed).zip(radii) {
+                            *to = entry[r] * radius;
+                        }
+                    }
                     if row + SIDE >= count {
                         each(&mut turns[..count * tile], count, first, tile);
                     }
@@ -345,14 +348,14 @@ impl Workspace {
 /// `to` = `from`, of unit length if that is asked for; whether all of it is finite.
 #[inline]
 fn take_row<T: Real>(from: &[T], unit: bool, to: &mut [f64]) -> bool {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f64());
+    // Several sums side by side, which do not wait for each other.
+    let (blocks, rest) = to.as_chunks::<SIDE>();
     let mut squares = [0.0; SIDE];
-    for (to, from) in to.chunks_mut(SIDE).zip(from.chunks(SIDE)) {
-        for ((to, from), square) in to.iter_mut().zip(from).zip(&mut squares) {
-            *to = from.to_f64();
-            *square += *to * *to;
-        }
+    for block in blocks {
+        squares = std::array::from_fn(|i| squares[i] + block[i] * block[i]);
     }
-    let mut square: f64 = squares.iter().sum();
+    let mut square = squares.iter().sum::<f64>() + rest.iter().map(|v| v * v).sum::<f64>();
     if !square.is_finite() && to.iter().any(|v| !v.is_finite()) {
         return false;
     }
@@ -386,7 +389,9 @@ fn mix(
     let (d, padded) = (features.d, mixed.len());
     x[count * d..].fill(0.0);
     for (from, side) in x.chunks_exact(SIDE * d).zip(side.chunks_exact_mut(padded)) {
-        dispatch(Transpose { from, rows: SIDE, scale: None, to: side.as_flattened_mut(), stride: SIDE });
+        for (r, row) in from.chunks_exact(d).enumerate() {
+            side.iter_mut().zip(row).for_each(|(entry, x)| entry[r] = *x);
+        }
     }
     for (block, signs) in signs.chunks_exact(3 * padded).enumerate() {
         let first = block * padded;
@@ -395,44 +400,6 @@ fn mix(
             mixed.copy_from_slice(side);
             dispatch(Mix { signs, x: mixed });
             each(&mixed[..tile], first, group * SIDE);
-        }
-    }
-}
-
-/// `to[c * stride + r] = from[r][c] * scale[r]` of a matrix of `rows` rows, eight by eight so that both sides stay in
-/// registers.
-struct Transpose<'a> {
-    from: &'a [f64],
-    rows: usize,
-    scale: Option<&'a [f64]>,
-    to: &'a mut [f64],
-    stride: usize,
-}
-
-impl Kernel for Transpose<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let Self { from, rows, scale, to, stride } = self;
-        let columns = from.len() / rows;
-        let factor = |r: usize| scale.map_or(1.0, |scale| scale[r]);
-        for r in (0..rows).step_by(SIDE) {
-            for c in (0..columns).step_by(SIDE) {
-                if r + SIDE <= rows && c + SIDE <= columns {
-                    let block: [[f64; SIDE]; SIDE] = std::array::from_fn(|i| {
-                        let row: &[f64; SIDE] = from[(r + i) * columns + c..].first_chunk().expect("eight columns");
-                        row.map(|v| v * factor(r + i))
-                    });
-                    for j in 0..SIDE {
-                        let out: &mut [f64; SIDE] = to[(c + j) * stride + r..].first_chunk_mut().expect("eight rows");
-                        *out = std::array::from_fn(|i| block[i][j]);
-                    }
-                } else {
-                    for i in r..rows.min(r + SIDE) {
-                        (c..columns.min(c + SIDE)).for_each(|j| to[j * stride + i] = from[i * columns + j] * factor(i));
-                    }
-                }
-            }
         }
     }
 }
