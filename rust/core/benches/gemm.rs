@@ -39,6 +39,7 @@ fn tiles<T: Element, K: Term>(criterion: &mut Criterion, name: &str, term: K) {
 fn all(criterion: &mut Criterion) {
     tiles::<f32, _>(criterion, "product, float32", Dot);
     tiles::<f64, _>(criterion, "product, float64", Dot);
+    tiles::<f32, _>(criterion, "squared distance, float32", SquaredDistance);
     tiles::<f64, _>(criterion, "squared distance, float64", SquaredDistance);
 }
 

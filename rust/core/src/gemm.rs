@@ -4,15 +4,13 @@
 //! side, the products with a range of them into a buffer of the caller's, with [`Dot`] or another sum over the columns
 //! ([`SquaredDistance`], [`Manhattan`]) in the innermost loop. [`multiply`] is a plain product.
 //!
-//! A register tile is 3 vectors wide and 8 rows (AVX-512) or 4 (AVX2) high. Each entry is one chain of fused
+//! A register tile is 8 rows high and 3 vectors wide (AVX-512) or 6 and 2 (AVX2). Each entry is one chain of fused
 //! multiply-adds over the columns in order: it depends neither on the width of the vectors, nor on where in a tile it
 //! stands, nor on the number of threads.
 
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::vector::{Element, Vector};
 
-/// Vectors a register tile is wide.
-const WIDE: usize = 3;
 /// Columns that stay in the first cache while all rows of a tile pass.
 const DEPTH: usize = 256;
 
@@ -71,7 +69,7 @@ pub fn panel_width<T: Element>() -> usize {
         type Output = usize;
         #[inline(always)]
         fn run<L: Lanes>(self) -> usize {
-            WIDE * T::Of::<L>::SIZE
+            T::Of::<L>::TILE.1 * T::Of::<L>::SIZE
         }
     }
     dispatch(Width::<T>(std::marker::PhantomData))
@@ -223,7 +221,7 @@ impl<T: Element> Tile<'_, T> {
     /// If the sides do not fit.
     #[inline(always)]
     pub fn columns<L: Lanes, K: Term>(self, columns: std::ops::Range<usize>, term: K) {
-        let vectors = self.of.len() * WIDE;
+        let vectors = self.of.len() * T::Of::<L>::TILE.1;
         self.vectors::<L, K>(columns, vectors, term);
     }
 
@@ -243,7 +241,7 @@ impl<T: Element> Tile<'_, T> {
         let Self { a, rows, panels, of, to, stride } = self;
         let (depth, width) = (panels.columns, panels.width);
         assert!(columns.start < columns.end && columns.end <= depth && rows > 0);
-        assert_eq!(width, WIDE * T::Of::<L>::SIZE, "packed for these vectors");
+        assert_eq!(width, T::Of::<L>::TILE.1 * T::Of::<L>::SIZE, "packed for these vectors");
         assert!(of.end * width * depth <= panels.data.len() && vectors * T::Of::<L>::SIZE <= stride);
         let a = View { data: &a.data[columns.start * a.column..], ..a };
         let data = &panels.data[of.start * width * depth + columns.start * width..of.end * width * depth];
@@ -252,8 +250,8 @@ impl<T: Element> Tile<'_, T> {
     }
 }
 
-/// `to` (rows x wide vectors, `stride` apart) = sums over k of `a` and `b`, where `b.row` leads to the next panel of `WIDE`
-/// vectors and `b.column` to the next k.
+/// `to` (rows x wide vectors, `stride` apart) = sums over k of `a` and `b`, where `b.row` leads to the next panel (vectors as
+/// wide as a register tile) and `b.column` to the next k.
 #[inline(always)]
 fn sums<L: Lanes, T: Element, K: Term>(
     (rows, depth, vectors): (usize, usize, usize),
@@ -263,7 +261,7 @@ fn sums<L: Lanes, T: Element, K: Term>(
     stride: usize,
     term: K,
 ) {
-    let size = T::Of::<L>::SIZE;
+    let (size, wide) = (T::Of::<L>::SIZE, T::Of::<L>::TILE.1);
     if rows == 0 || vectors == 0 {
         return;
     }
@@ -274,11 +272,10 @@ fn sums<L: Lanes, T: Element, K: Term>(
         return;
     }
     assert!((rows - 1) * a.row + (depth - 1) * a.column < a.data.len());
-    assert!(last / WIDE * b.row + (depth - 1) * b.column + (last % WIDE + 1) * size <= b.data.len());
+    assert!(last / wide * b.row + (depth - 1) * b.column + (last % wide + 1) * size <= b.data.len());
     for first in (0..depth).step_by(DEPTH) {
         let here = (depth - first).min(DEPTH);
-        for panel in 0..vectors.div_ceil(WIDE) {
-            let wide = (vectors - panel * WIDE).min(WIDE);
+        for panel in 0..vectors.div_ceil(wide) {
             // SAFETY: the asserts above keep all that is read and written inside the slices.
             unsafe {
                 let at = Corner {
@@ -288,11 +285,11 @@ fn sums<L: Lanes, T: Element, K: Term>(
                     a_column: a.column,
                     b: b.data.as_ptr().add(panel * b.row + first * b.column),
                     b_column: b.column,
-                    c: to.as_mut_ptr().add(panel * WIDE * size),
+                    c: to.as_mut_ptr().add(panel * wide * size),
                     stride,
                     onto: first > 0,
                 };
-                match wide {
+                match (vectors - panel * wide).min(wide) {
                     3 => at.rows::<L, K, 3>(rows, term),
                     2 => at.rows::<L, K, 2>(rows, term),
                     _ => at.rows::<L, K, 1>(rows, term),
@@ -323,10 +320,15 @@ impl<T: Element> Corner<T> {
     unsafe fn rows<L: Lanes, K: Term, const WIDTH: usize>(mut self, mut rows: usize, term: K) {
         // SAFETY: as many rows as are left are taken.
         unsafe {
-            while T::Of::<L>::ROWS == 8 && rows >= 8 {
+            while T::Of::<L>::TILE.0 == 8 && rows >= 8 {
                 self.registers::<T::Of<L>, K, WIDTH, 8>(term);
                 self.down(8);
                 rows -= 8;
+            }
+            while T::Of::<L>::TILE.0 == 6 && rows >= 6 {
+                self.registers::<T::Of<L>, K, WIDTH, 6>(term);
+                self.down(6);
+                rows -= 6;
             }
             while rows >= 4 {
                 self.registers::<T::Of<L>, K, WIDTH, 4>(term);
@@ -417,7 +419,7 @@ pub fn multiply<T: Element>(
         #[inline(always)]
         fn run<L: Lanes>(self) {
             let size = T::Of::<L>::SIZE;
-            let b = View { data: self.b.0, row: WIDE * size, column: self.b.1 };
+            let b = View { data: self.b.0, row: T::Of::<L>::TILE.1 * size, column: self.b.1 };
             let (rows, depth, columns) = self.shape;
             sums::<L, T, _>((rows, depth, columns / size), self.a, b, self.to, self.stride, Dot);
         }

@@ -3,7 +3,7 @@
 
 use std::ops::{Add, Mul, Sub};
 
-use crate::lanes::Lanes;
+use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::real::Real;
 use crate::special::elementary;
 
@@ -15,6 +15,8 @@ pub trait Vector<T: Real>:
     const SIZE: usize;
     /// Rows of a register tile three vectors wide that the machine has registers for.
     const ROWS: usize;
+    /// Rows and vectors of a register tile with a spare register: what a compiler needs to keep all sums in theirs.
+    const TILE: (usize, usize) = (6, 2);
 
     /// The same value in each lane.
     fn all(value: T) -> Self;
@@ -75,6 +77,19 @@ pub trait Vector<T: Real>:
         }
         least
     }
+}
+
+/// Elements of type `T` in a vector on this machine.
+pub fn vector_size<T: Element>() -> usize {
+    struct Size<T>(std::marker::PhantomData<T>);
+    impl<T: Element> Kernel for Size<T> {
+        type Output = usize;
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> usize {
+            T::Of::<L>::SIZE
+        }
+    }
+    dispatch(Size::<T>(std::marker::PhantomData))
 }
 
 /// Element types, and the vectors of them that go with the doubles of [`Lanes`].
@@ -278,6 +293,7 @@ both!(Add add, Sub sub, Mul mul);
 impl<T: Real, V: Vector<T>> Vector<T> for Two<V> {
     const SIZE: usize = 2 * V::SIZE;
     const ROWS: usize = V::ROWS;
+    const TILE: (usize, usize) = V::TILE;
 
     #[inline(always)]
     fn all(value: T) -> Self {
@@ -366,11 +382,12 @@ pub(crate) mod x86 {
     operators!(SixteenSingles, Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps);
 
     macro_rules! vector {
-        ($name:ident, $t:ty, $size:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
+        ($name:ident, $t:ty, $size:literal, $rows:literal, $tile:expr, $splat:ident, $load:ident, $store:ident, $fma:ident,
          $min:ident, $max:ident, $sqrt:ident, $power:expr, $positive:expr, $negate:expr, $exchange:expr) => {
             impl Vector<$t> for $name {
                 const SIZE: usize = $size;
                 const ROWS: usize = $rows;
+                const TILE: (usize, usize) = $tile;
 
                 #[inline(always)]
                 fn all(value: $t) -> Self {
@@ -431,6 +448,7 @@ pub(crate) mod x86 {
         f64,
         4,
         4,
+        (6, 2),
         _mm256_set1_pd,
         _mm256_loadu_pd,
         _mm256_storeu_pd,
@@ -466,6 +484,7 @@ pub(crate) mod x86 {
         f64,
         8,
         8,
+        (8, 3),
         _mm512_set1_pd,
         _mm512_loadu_pd,
         _mm512_storeu_pd,
@@ -493,6 +512,7 @@ pub(crate) mod x86 {
         f32,
         8,
         4,
+        (6, 2),
         _mm256_set1_ps,
         _mm256_loadu_ps,
         _mm256_storeu_ps,
@@ -529,6 +549,7 @@ pub(crate) mod x86 {
         f32,
         16,
         8,
+        (8, 3),
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
@@ -561,7 +582,6 @@ pub(crate) mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lanes::{Kernel, dispatch};
 
     struct Exponentials(Vec<f32>);
     impl Kernel for Exponentials {

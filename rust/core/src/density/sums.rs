@@ -151,7 +151,7 @@ fn pass<T: Real, P: Element>(
     // Everything below depends on the shapes alone.
     let tile = TILE * width;
     let chunk = (PACKED / (d * size_of::<P>()) / tile * tile).max(width).min(n.next_multiple_of(width).max(width));
-    let height = (96 * 512 / d).clamp(8, 96) / 8 * 8;
+    let height = (96 * 512 / d).clamp(24, 96) / 24 * 24; // whole register tiles
     let height = height.min(m.next_multiple_of(8).max(8));
     let kept = (KEPT / grid).max(1).next_multiple_of(height);
     let mut packed = Packed {

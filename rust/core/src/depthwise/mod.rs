@@ -14,10 +14,10 @@ mod fourier;
 mod pack;
 
 use crate::cancel::{Cancel, Cancelled};
-use crate::gemm::panel_width;
+
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
-use crate::vector::{Element, Vector};
+use crate::vector::{Element, Vector, vector_size};
 
 use correlate::{Sides, correlate};
 pub use fourier::size as fourier_size;
@@ -121,7 +121,7 @@ fn inside(n: usize, taps: usize) -> f64 {
 
 /// Channels of a block.
 fn block<T: Element>() -> usize {
-    panel_width::<T>() / 3
+    vector_size::<T>()
 }
 
 /// `out = sum over taps of kernel x + bias`; with `turned` the kernel is turned round: the gradient of the input.

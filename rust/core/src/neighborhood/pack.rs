@@ -19,7 +19,7 @@ const BEYOND: usize = 64;
 
 /// Elements of a vector on this machine.
 pub(super) fn vector_size<T: Element>() -> usize {
-    crate::gemm::panel_width::<T>() / 3
+    crate::vector::vector_size::<T>()
 }
 
 /// An array that several threads write to, each its own part.
