@@ -11,8 +11,8 @@
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::vector::{Element, Vector};
 
-/// Columns that stay in the first cache while all rows of a tile pass.
-const DEPTH: usize = 256;
+/// Bytes of a row whose columns stay in the first cache while all rows of a tile pass.
+const DEPTH: usize = 1024;
 
 /// One term of the sum over columns.
 pub trait Term: Copy + Send + Sync + 'static {
@@ -103,6 +103,12 @@ impl<T: Element> Panels<T> {
     /// Rows in all.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// The entries of one row, or zeros of the padding.
+    pub fn row(&self, i: usize) -> impl Iterator<Item = T> {
+        let (width, columns) = (self.width, self.columns);
+        self.data[i / width * width * columns..][..width * columns].iter().skip(i % width).step_by(width).copied()
     }
 
     /// The panels one by one, to be filled by several threads: the first row of each, and how to write it.
@@ -273,8 +279,9 @@ fn sums<L: Lanes, T: Element, K: Term>(
     }
     assert!((rows - 1) * a.row + (depth - 1) * a.column < a.data.len());
     assert!(last / wide * b.row + (depth - 1) * b.column + (last % wide + 1) * size <= b.data.len());
-    for first in (0..depth).step_by(DEPTH) {
-        let here = (depth - first).min(DEPTH);
+    let deep = DEPTH / size_of::<T>();
+    for first in (0..depth).step_by(deep) {
+        let here = (depth - first).min(deep);
         for panel in 0..vectors.div_ceil(wide) {
             // SAFETY: the asserts above keep all that is read and written inside the slices.
             unsafe {

@@ -1,8 +1,8 @@
 //! Sums of kernels over data, without the array of their distances: a tile of distances, the kernel of it, a
 //! streaming log-sum-exp, for a whole grid of bandwidths in one pass over the distances.
 //!
-//! Distances are sums of differences, never |x|² + |y|² - 2 x·y: on today's processors the subtraction is nearly free
-//! beside the multiply-add, and nothing cancels, whatever the place and the scale of the data.
+//! Squared distances keep all but three of their bits, whatever the place and the scale of the data: they are
+//! |x|² + |y|² - 2 x·y where that holds, entry by entry, and sums of differences everywhere else.
 
 mod rows;
 mod state;

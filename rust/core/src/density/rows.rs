@@ -10,6 +10,28 @@ pub const NOTHING: f64 = 80.0;
 /// Weights of the data of a tile, and their logarithms; as long as a row.
 pub type Weights<'a, T> = Option<(&'a [T], &'a [T])>;
 
+/// From products with `norms` to squared distances |x|² + |y|² - 2 x·y; tells the entries of which more than three
+/// bits cancel.
+#[inline(always)]
+pub fn from_products<T: Element, V: Vector<T>>(row: &mut [T], norm: T, norms: &[T], mut near: impl FnMut(usize)) {
+    assert_eq!(row.len(), norms.len());
+    let (norm, minus_two, eighth) = (V::all(norm), V::all(T::from_f64(-2.0)), V::all(T::from_f64(0.125)));
+    for at in (0..row.len() / V::SIZE * V::SIZE).step_by(V::SIZE) {
+        // SAFETY: both slices are as long.
+        unsafe {
+            let to = row.as_mut_ptr().add(at);
+            let both = norm + V::read(norms.as_ptr().add(at));
+            let square = V::read(to).times_plus(minus_two, both);
+            square.write(to);
+            let mut close = (both * eighth - square).positive();
+            while close != 0 {
+                near(at + close.trailing_zeros() as usize);
+                close &= close - 1;
+            }
+        }
+    }
+}
+
 /// The least entry, after taking the root of each where asked.
 #[inline(always)]
 pub fn least<T: Element, V: Vector<T>>(row: &mut [T], root: bool) -> f64 {

@@ -36,11 +36,13 @@ pub struct State {
     pub least: Vec<f64>,
     /// Row by row of the queries.
     pub sums: Vec<Sums>,
+    /// Tiles for which products are not tried.
+    pub pause: usize,
 }
 
 impl State {
     pub fn new(queries: usize, grid: usize) -> Self {
-        Self { grid, least: vec![f64::INFINITY; queries * grid], sums: vec![Sums::default(); queries * grid] }
+        Self { grid, least: vec![f64::INFINITY; queries * grid], sums: vec![Sums::default(); queries * grid], pause: 0 }
     }
 
     /// Take in what other data gave for the same queries.

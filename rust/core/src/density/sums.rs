@@ -8,7 +8,7 @@ use super::Shape;
 use super::rows::{self, NOTHING, Weights};
 use super::state::State;
 use crate::cancel::{Cancel, Cancelled};
-use crate::gemm::{Manhattan, Panels, SquaredDistance, Term, Tile, View, panel_width};
+use crate::gemm::{Dot, Manhattan, Panels, SquaredDistance, Term, Tile, View, panel_width};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::real::Real;
 use crate::special::elementary::log;
@@ -22,6 +22,12 @@ const TILE: usize = 10;
 const KEPT: usize = 1 << 18;
 /// Pieces of work that keep any number of threads busy.
 const PIECES: usize = 16;
+/// Entries between two rows of queries, so that a stride of a power of two does not crowd them into one set of the cache.
+const APART: usize = 16;
+/// Columns from which on squared distances are taken from products where that is safe.
+const PRODUCTS: usize = 32;
+/// Tiles without products after one whose distances were mostly too near for them.
+const PAUSE: usize = 15;
 /// Columns whose Cauchy factors are multiplied before a logarithm is taken.
 const FACTORS: usize = 8;
 
@@ -154,9 +160,12 @@ fn pass<T: Real, P: Element>(
     let height = (96 * 512 / d).clamp(24, 96) / 24 * 24; // whole register tiles
     let height = height.min(m.next_multiple_of(8).max(8));
     let kept = (KEPT / grid).max(1).next_multiple_of(height);
+    let squared = !matches!(problem.shape, Shape::Laplace | Shape::Cauchy);
+    let products = squared && d >= PRODUCTS && (1e-100..1e100).contains(&largest);
     let mut packed = Packed {
         panels: Panels::<P>::with_rows(chunk, d),
         first: 0,
+        norms: vec![P::default(); if products { chunk + tile } else { 0 }],
         weights: weights.map(|_| (vec![P::default(); chunk + tile], vec![P::default(); chunk + tile])),
     };
     let most = weights.map_or(1.0, |w| w.iter().fold(0f64, |m, &w| m.max(w)));
@@ -182,7 +191,11 @@ fn pass<T: Real, P: Element>(
             let tiles = packed.panels.rows().div_ceil(width).div_ceil(TILE);
             states.par_iter_mut().try_for_each_init(Buffers::default, |buffers, (block, part, state)| {
                 let mine = *part * tiles / parts..(*part + 1) * tiles / parts;
-                let rows = as_element::<T, P>(&queries[block.start * d..block.end * d]);
+                let mut rows = vec![P::default(); block.len() * (d + APART)];
+                for (to, from) in rows.chunks_exact_mut(d + APART).zip(queries[block.start * d..].chunks_exact(d)) {
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = P::from_f64(from.to_f64()));
+                    to[d] = norm(from);
+                }
                 for tile in mine {
                     cancel.check()?;
                     let of = tile * TILE..((tile + 1) * TILE).min(packed.panels.rows().div_ceil(width));
@@ -214,6 +227,8 @@ fn pass<T: Real, P: Element>(
 struct Packed<P> {
     panels: Panels<P>,
     first: usize,
+    /// Squared, where they are used.
+    norms: Vec<P>,
     weights: Option<(Vec<P>, Vec<P>)>,
 }
 
@@ -225,6 +240,8 @@ impl<P: Element> Packed<P> {
         panels.into_par_iter().for_each(|(here, mut panel)| {
             panel.pack(&as_element::<T, P>(&data[(rows.start + here.start) * d..(rows.start + here.end) * d]));
         });
+        let from = data[rows.start * d..rows.end * d].par_chunks_exact(d);
+        self.norms.par_iter_mut().zip(from).for_each(|(to, from)| *to = norm(from));
         if let (Some((to, logs)), Some((from, most))) = (&mut self.weights, weights) {
             // The largest is 1, so that float32 holds them; what weighs nothing is farther than anything.
             for ((to, log), w) in to.iter_mut().zip(logs).zip(&from[rows]) {
@@ -235,10 +252,20 @@ impl<P: Element> Packed<P> {
     }
 }
 
+/// The sum of squares.
+fn norm<T: Real, P: Element>(row: &[T]) -> P {
+    let mut sums = [0.0; 8];
+    for row in row.chunks(8) {
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.to_f64() * x.to_f64());
+    }
+    P::from_f64(sums.iter().sum())
+}
+
 #[derive(Default)]
 struct Buffers<P> {
     distances: Vec<P>,
     logs: Vec<P>,
+    near: Vec<usize>,
 }
 
 struct Work<'a, T> {
@@ -302,7 +329,7 @@ impl<T: Real, P: Element> Kernel for AddTile<'_, T, P> {
     fn run<L: Lanes>(mut self) {
         let Problem { shape, grid, .. } = self.work.problem;
         match shape {
-            Shape::Laplace => self.distances::<L, _>(Manhattan),
+            Shape::Laplace => self.tile::<L, _>(Manhattan),
             Shape::Cauchy => {
                 for at in 0..grid {
                     // Queries may differ in their bandwidth.
@@ -311,8 +338,9 @@ impl<T: Real, P: Element> Kernel for AddTile<'_, T, P> {
                 }
                 return;
             }
-            _ => self.distances::<L, _>(SquaredDistance),
+            _ => self.squares::<L>(),
         }
+        self.leave_out();
         self.add::<L>(0..grid);
     }
 }
@@ -324,13 +352,44 @@ impl<T: Real, P: Element> AddTile<'_, T, P> {
     }
 
     #[inline(always)]
-    fn distances<L: Lanes, K: Term>(&mut self, term: K) {
+    fn tile<L: Lanes, K: Term>(&mut self, term: K) {
         let (d, stride, rows) = (self.work.problem.columns, self.stride(), self.block.len());
         self.buffers.distances.resize(rows * stride, P::default());
-        let a = View { data: self.rows, row: d, column: 1 };
+        let a = View { data: self.rows, row: d + APART, column: 1 };
         let (panels, of) = (&self.packed.panels, self.of.clone());
         Tile { a, rows, panels, of, to: &mut self.buffers.distances, stride }.compute::<L, K>(term);
-        self.leave_out();
+    }
+
+    /// Squared distances: |x|² + |y|² - 2 x·y where no more than three bits cancel, sums of differences elsewhere.
+    #[inline(always)]
+    fn squares<L: Lanes>(&mut self) {
+        if self.packed.norms.is_empty() || self.state.pause > 0 {
+            self.state.pause = self.state.pause.saturating_sub(1);
+            return self.tile::<L, _>(SquaredDistance);
+        }
+        self.tile::<L, _>(Dot);
+        let (d, stride, panels) = (self.work.problem.columns, self.stride(), &self.packed.panels);
+        let start = self.of.start * panels.width();
+        let Buffers { distances, near, .. } = &mut *self.buffers;
+        near.clear();
+        for (i, row) in distances.chunks_exact_mut(stride).take(self.block.len()).enumerate() {
+            let norms = &self.packed.norms[start..start + stride];
+            rows::from_products::<P, P::Of<L>>(row, self.rows[i * (d + APART) + d], norms, |at| {
+                near.push(i * stride + at)
+            });
+        }
+        if near.len() > distances.len() / 32 {
+            self.state.pause = PAUSE;
+            return self.tile::<L, _>(SquaredDistance);
+        }
+        for &at in near.iter() {
+            let x = &self.rows[at / stride * (d + APART)..][..d];
+            let mut sum = P::Of::<L>::all(P::default()); // a lane would do
+            for (&x, y) in x.iter().zip(panels.row(start + at % stride)) {
+                sum = SquaredDistance.add::<P, _>(P::Of::<L>::all(x), P::Of::<L>::all(y), sum);
+            }
+            distances[at] = P::from_f64(sum.smallest());
+        }
     }
 
     /// t = sum of log(1 + u²) for bandwidth `at`.
@@ -342,7 +401,7 @@ impl<T: Real, P: Element> AddTile<'_, T, P> {
         self.buffers.logs.resize(rows * stride, P::default());
         for i in 0..rows {
             let h = self.work.bandwidth(self.block.start + i, at);
-            let a = View { data: &self.rows[i * d..(i + 1) * d], row: d, column: 1 };
+            let a = View { data: &self.rows[i * (d + APART)..][..d], row: d, column: 1 };
             let (panels, to) = (&self.packed.panels, &mut self.buffers.logs[i * stride..(i + 1) * stride]);
             for first in (0..d).step_by(self.work.factors) {
                 let columns = first..d.min(first + self.work.factors);
