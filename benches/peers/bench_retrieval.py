@@ -65,9 +65,9 @@ def encoding(quick: bool) -> Iterator[Row]:
 
     two_threads()
     n = 200 if quick else 1000
+    fewer = {"A": n // 2, "B": n // 10}  # for peers that take milliseconds a document
     docs = unit(np.random.default_rng(0).standard_normal((n, 80, D)).astype(np.float32))
     flat, offsets = docs.reshape(-1, D), np.arange(n + 1) * 80
-    few = n // 10  # for peers that take milliseconds a document
     cases = {
         "A": (FixedDimensionalEncoder(D, 5, 20, 16, "sparse"), (20, 5, 16, 0), 20 * 21),
         "B": (
@@ -81,6 +81,7 @@ def encoding(quick: bool) -> Iterator[Row]:
         def ours(count: int = n, encoder: FixedDimensionalEncoder = encoder) -> np.ndarray:
             return encoder.encode_documents(flat[: 80 * count], offsets[: count + 1], threads=THREADS)
 
+        few = fewer[name]
         tokens, matrix = torch.from_numpy(flat), torch.randn(D, columns)
         common: dict[str, Any] = {"threads": THREADS, "rounds": 5}
         yield compare(
@@ -91,7 +92,11 @@ def encoding(quick: bool) -> Iterator[Row]:
         def muvera_python() -> Iterator[Row]:
             given = {"repetitions": R, "bits": k, "projected": p, "final": final}  # noqa: B023
             with Worker(
-                "muvera-python", "peer_muvera_python.py", MUVERA, docs=docs[:few], **_arrays(given)
+                "muvera-python",
+                "peer_muvera_python.py",
+                MUVERA,
+                docs=docs[:few],
+                **_arrays(given),  # noqa: B023
             ) as peer:
                 yield compare(
                     f"encode {name}, {few} documents", "muvera-python", ours=lambda: ours(few), theirs=peer,  # noqa: B023
@@ -101,7 +106,11 @@ def encoding(quick: bool) -> Iterator[Row]:
         def fastembed() -> Iterator[Row]:
             given = {"repetitions": R, "bits": k, "projected": p or D}  # noqa: B023
             with Worker(
-                "fastembed", "peer_fastembed.py", FASTEMBED, docs=docs[:few], **_arrays(given)
+                "fastembed",
+                "peer_fastembed.py",
+                FASTEMBED,
+                docs=docs[:few],
+                **_arrays(given),  # noqa: B023
             ) as peer:
                 yield compare(
                     f"encode {name}, {few} documents", "fastembed", ours=lambda: ours(few), theirs=peer,  # noqa: B023
