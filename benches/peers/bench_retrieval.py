@@ -89,28 +89,20 @@ def encoding(quick: bool) -> Iterator[Row]:
             note="the product alone; ratio: of its rate", **common,
         )  # fmt: skip
 
-        def muvera_python() -> Iterator[Row]:
+        def muvera_python(few: int = few) -> Iterator[Row]:
             given = {"repetitions": R, "bits": k, "projected": p, "final": final}  # noqa: B023
             with Worker(
-                "muvera-python",
-                "peer_muvera_python.py",
-                MUVERA,
-                docs=docs[:few],
-                **_arrays(given),  # noqa: B023
+                "muvera-python", "peer_muvera_python.py", MUVERA, docs=docs[:few], **_arrays(given)
             ) as peer:
                 yield compare(
                     f"encode {name}, {few} documents", "muvera-python", ours=lambda: ours(few), theirs=peer,  # noqa: B023
                     elements=few, note="fills with wrong tokens", **common,  # noqa: B023
                 )  # fmt: skip
 
-        def fastembed() -> Iterator[Row]:
+        def fastembed(few: int = few) -> Iterator[Row]:
             given = {"repetitions": R, "bits": k, "projected": p or D}  # noqa: B023
             with Worker(
-                "fastembed",
-                "peer_fastembed.py",
-                FASTEMBED,
-                docs=docs[:few],
-                **_arrays(given),  # noqa: B023
+                "fastembed", "peer_fastembed.py", FASTEMBED, docs=docs[:few], **_arrays(given)
             ) as peer:
                 yield compare(
                     f"encode {name}, {few} documents", "fastembed", ours=lambda: ours(few), theirs=peer,  # noqa: B023
