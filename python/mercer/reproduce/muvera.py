@@ -29,7 +29,7 @@ __all__ = ["plot", "run"]
 SEED = 57
 #: (repetitions, k_sim, d_proj) of the paper's tables.
 DIRECT = {2560: (20, 4, 8), 5120: (20, 4, 16), 10240: (20, 5, 16), 20480: (20, 5, 32)}
-#: The dimension of the last from finer blocks of whole tokens, as the paper's end-to-end runs have them (40 repetitions,
+#: The dimension of the last from finer blocks of whole tokens, as in the paper's end-to-end runs (40 repetitions,
 #: filled); more repetitions cost time to encode and nothing to search.
 SHORTENED: dict[str, Any] = {"k_sim": 6, "repetitions": 160, "projection": "identity", "final_dim": 20480}
 #: Seeds of what is claimed.
