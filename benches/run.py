@@ -2,7 +2,8 @@
 
     python benches/run.py [NAME ...] [--quick] [--criterion] [--page FILE]
 
-Each bench owns the section of the page between its markers; a run of some leaves the sections of the others.
+Each bench owns the section of the page between its markers; a run of some leaves the sections of the others. A bench
+in parts has a section for each, and NAME.PART runs one.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
+import inspect
 import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benches" / "peers"))
@@ -41,21 +46,49 @@ def main() -> int:
     parser.add_argument("--criterion", action="store_true", help="the benches of the Rust core as well")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.names) - set(known))
+    unknown = sorted({name.partition(".")[0] for name in arguments.names} - set(known))
     if unknown:
         parser.error(f"NAME must be one of {', '.join(known)}, got {', '.join(unknown)}")
     for name in arguments.names or known:
-        bench = importlib.import_module(f"bench_{name}")
-        print(f"\n{bench.TITLE}", flush=True)
-        rows = []
-        for row in bench.rows(quick=arguments.quick):
-            rows.append(row)
-            print(line(row), flush=True)
-        write_section(arguments.page, name, section(bench, rows, quick=arguments.quick))
+        stem, _, part = name.partition(".")
+        found = parts(importlib.import_module(f"bench_{stem}"))
+        if part and name not in found:
+            parser.error(f"NAME.PART must be one of {', '.join(found)}, got {name}")
+        for here in [name] if part else found:
+            bench = found[here]
+            print(f"\n{bench.title}", flush=True)
+            rows = []
+            for row in bench.rows(arguments.quick):
+                rows.append(row)
+                print(line(row), flush=True)
+            write_section(arguments.page, here, section(bench, rows, quick=arguments.quick))
     print(f"\nwrote {arguments.page}")
     if arguments.criterion:
         subprocess.run(["cargo", "bench", "--package", "mercer-core"], cwd=ROOT, check=True)
     return 0
+
+
+class Bench(NamedTuple):
+    """What has a section of the page."""
+
+    name: str
+    title: str
+    text: str
+    rows: Callable[[bool], Iterable[Row]]
+
+
+def parts(module: ModuleType) -> dict[str, Bench]:
+    """The benches of a module by name: its `PARTS`, functions with a docstring each, or all its rows as one."""
+    stem = module.__name__.removeprefix("bench_")
+    text = inspect.cleandoc(module.__doc__ or "")
+    if not hasattr(module, "PARTS"):
+        return {stem: Bench(stem, module.TITLE, text, module.rows)}
+    return {
+        f"{stem}.{part}": Bench(
+            f"{stem}.{part}", f"{module.TITLE}: {part}", inspect.cleandoc(rows.__doc__ or ""), rows
+        )
+        for part, rows in module.PARTS.items()
+    }
 
 
 def _time(ns: float) -> str:
@@ -70,10 +103,9 @@ def line(row: Row) -> str:
     return f"  {row.work:<44} {row.peer:<12} {row.threads} thr {times}  {ratio} {row.note}"
 
 
-def section(bench, rows: list[Row], *, quick: bool) -> str:
+def section(bench: Bench, rows: list[Row], *, quick: bool) -> str:
     """The Markdown of one bench."""
-    name = bench.__name__.removeprefix("bench_")
-    lines = [f"## {bench.TITLE}", "", (bench.__doc__ or "").strip(), ""]
+    lines = [f"## {bench.title}", "", bench.text, ""]
     lines += [
         "| work | peer | threads | mercer | peer | ratio | spread | |",
         "| --- | --- " + "| ---: " * 5 + "| --- |",
@@ -91,7 +123,7 @@ def section(bench, rows: list[Row], *, quick: bool) -> str:
             f"Against {peer} on {threads} thread{plural}: median ratio **{statistics.median(ratios):.3g}** "
             f"of {len(ratios)}, best {max(ratios):.3g}, least {min(ratios):.3g}.\n"
         )
-    command = f'make bench ARGS="{name}{" --quick" * quick}"'
+    command = f'make bench ARGS="{bench.name}{" --quick" * quick}"'
     lines.append(f"{datetime.date.today()}, `{command}`, {machine()}.")
     return "\n".join(lines)
 

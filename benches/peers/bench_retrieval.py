@@ -1,11 +1,4 @@
-"""Multi-vector retrieval on two threads. Encoding: documents of 80 unit tokens of 128 coordinates, empty blocks filled,
-A: 20 repetitions of 32 blocks of 16 coordinates; B: 40 of 64 of 128, sketched to 10240; an element is a document.
-`torch.mm` is the product of the tokens with planes and projections alone. Search: generated clouds of 60 tokens around
-topics and words, queries of 32 noisy tokens; an element is a query; recall is that of the 100 best by exact Chamfer.
-
-muvera-python fills 70 % of the empty blocks at five planes with a token that is not the nearest (it inverts the Gray
-code wrongly), and FastEmbed reads the bits of a block from the last plane, so its blocks are numbered in another order.
-"""
+"""Multi-vector retrieval on two threads, in parts: encoding, exact scores, and searches end to end."""
 
 from __future__ import annotations
 
@@ -22,19 +15,6 @@ TITLE = "Multi-vector retrieval"
 THREADS, D = 2, 128
 MUVERA, FASTEMBED = ["muvera-python==0.2.0"], ["fastembed==0.9.1"]
 FAST_PLAID, LANCEDB = ["fast-plaid==1.7.0.2110", "torch==2.11.0"], ["lancedb==0.40.0", "pyarrow"]
-
-
-def rows(quick: bool) -> Iterator[Row]:
-    try:
-        import torch
-    except ImportError:
-        print("  torch is not installed here")
-        return
-    torch.set_num_threads(THREADS)
-    yield from encoding(quick)
-    yield from exact(quick)
-    yield from small(1000 if quick else 5000, quick)
-    yield from large(20_000 if quick else 200_000, quick)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -66,13 +46,28 @@ def worker(make: Callable[[], Iterator[Row]], name: str) -> Iterator[Row]:
         print(f"  {name} does not run here: {reason}")
 
 
-def encoding(quick: bool) -> Iterator[Row]:
+def two_threads() -> None:
     import torch
 
+    torch.set_num_threads(THREADS)
+
+
+def encoding(quick: bool) -> Iterator[Row]:
+    """Documents of 80 unit tokens of 128 coordinates, empty blocks filled. A: 20 repetitions of 32 blocks of 16
+    coordinates; B: 40 of 64 of 128, sketched to 10240; an element is a document. `torch.mm` is the product of the
+    tokens with planes and projections alone.
+
+    muvera-python fills 70 % of the empty blocks at five planes with a token that is not the nearest (it inverts the
+    Gray code wrongly), and FastEmbed reads the bits of a block from the last plane, so its blocks are numbered in
+    another order.
+    """
+    import torch
+
+    two_threads()
     n = 200 if quick else 1000
+    fewer = {"A": n // 2, "B": n // 10}  # for peers that take milliseconds a document
     docs = unit(np.random.default_rng(0).standard_normal((n, 80, D)).astype(np.float32))
     flat, offsets = docs.reshape(-1, D), np.arange(n + 1) * 80
-    few = n // 10  # for peers that take milliseconds a document
     cases = {
         "A": (FixedDimensionalEncoder(D, 5, 20, 16, "sparse"), (20, 5, 16, 0), 20 * 21),
         "B": (
@@ -86,6 +81,7 @@ def encoding(quick: bool) -> Iterator[Row]:
         def ours(count: int = n, encoder: FixedDimensionalEncoder = encoder) -> np.ndarray:
             return encoder.encode_documents(flat[: 80 * count], offsets[: count + 1], threads=THREADS)
 
+        few = fewer[name]
         tokens, matrix = torch.from_numpy(flat), torch.randn(D, columns)
         common: dict[str, Any] = {"threads": THREADS, "rounds": 5}
         yield compare(
@@ -93,7 +89,7 @@ def encoding(quick: bool) -> Iterator[Row]:
             note="the product alone; ratio: of its rate", **common,
         )  # fmt: skip
 
-        def muvera_python() -> Iterator[Row]:
+        def muvera_python(few: int = few) -> Iterator[Row]:
             given = {"repetitions": R, "bits": k, "projected": p, "final": final}  # noqa: B023
             with Worker(
                 "muvera-python", "peer_muvera_python.py", MUVERA, docs=docs[:few], **_arrays(given)
@@ -103,7 +99,7 @@ def encoding(quick: bool) -> Iterator[Row]:
                     elements=few, note="fills with wrong tokens", **common,  # noqa: B023
                 )  # fmt: skip
 
-        def fastembed() -> Iterator[Row]:
+        def fastembed(few: int = few) -> Iterator[Row]:
             given = {"repetitions": R, "bits": k, "projected": p or D}  # noqa: B023
             with Worker(
                 "fastembed", "peer_fastembed.py", FASTEMBED, docs=docs[:few], **_arrays(given)
@@ -143,6 +139,8 @@ def torch_formulations(docs: np.ndarray, query: np.ndarray) -> dict[str, Callabl
 
 
 def exact(quick: bool) -> Iterator[Row]:
+    """One query of 32 tokens scored against all documents of 60 tokens of 128 coordinates; an element is the query."""
+    two_threads()
     n = 2000 if quick else 10_000
     docs, queries = generated(n, 1)
     flat, offsets = docs.reshape(-1, D), np.arange(n + 1) * 60
@@ -176,9 +174,9 @@ def searching(
     return search
 
 
-def small(n: int, quick: bool) -> Iterator[Row]:
+def small(quick: bool, name: str, file: str, requirements: list[str]) -> Iterator[Row]:
     """Where scoring all documents is still possible: as `MultiVectorIndex` does by default, and in two stages."""
-    m = 10 if quick else 20
+    n, m = (1000, 10) if quick else (5000, 20)
     docs, queries = generated(n, m)
     flat, offsets = docs.reshape(-1, D), np.arange(n + 1) * 60
     ends = np.arange(m + 1) * 32
@@ -189,20 +187,29 @@ def small(n: int, quick: bool) -> Iterator[Row]:
         "PQ-256-8, 500 candidates": searching(indexed(docs, encoder, stage="pq"), queries, 500),
     }
     ours = {way: recall(search(), truth) for way, search in ways.items()}
-    for name, file, requirements in (
-        ("fast-plaid", "peer_fast_plaid.py", FAST_PLAID), ("lancedb", "peer_lancedb.py", LANCEDB),
-    ):  # fmt: skip
 
-        def both(name: str = name, file: str = file, requirements: list[str] = requirements) -> Iterator[Row]:
-            with Worker(name, file, requirements, docs=docs, queries=queries, k=np.array(100)) as peer:
-                theirs = recall(list(peer.result()), truth)
-                for way, search in ways.items():
-                    yield compare(
-                        f"search {n} documents, {way}", name, ours=search, theirs=peer, elements=m, threads=THREADS,
-                        rounds=5, at_least=0.0, note=f"recall@100 {ours[way]:.3f}, theirs {theirs:.3f}",
-                    )  # fmt: skip
+    def both() -> Iterator[Row]:
+        with Worker(name, file, requirements, docs=docs, queries=queries, k=np.array(100)) as peer:
+            theirs = recall(list(peer.result()), truth)
+            for way, search in ways.items():
+                yield compare(
+                    f"search {n} documents, {way}", name, ours=search, theirs=peer, elements=m, threads=THREADS,
+                    rounds=5, at_least=0.0, note=f"recall@100 {ours[way]:.3f}, theirs {theirs:.3f}",
+                )  # fmt: skip
 
-        yield from worker(both, name)
+    yield from worker(both, name)
+
+
+def fast_plaid(quick: bool) -> Iterator[Row]:
+    """Generated clouds of 60 tokens around topics and words, queries of 32 noisy tokens, one at a time; an element is a
+    query; recall is that of the 100 best by exact Chamfer. `MultiVectorIndex` scores so few documents whole by default.
+    """
+    yield from small(quick, "fast-plaid", "peer_fast_plaid.py", FAST_PLAID)
+
+
+def lancedb(quick: bool) -> Iterator[Row]:
+    """The same against LanceDB's own multivector search, through its index."""
+    yield from small(quick, "lancedb", "peer_lancedb.py", LANCEDB)
 
 
 #: Encoder, and how candidates are found with it. Blocks of 8 coordinates are blocks of the encoding at `d_proj=8`, so a
@@ -220,8 +227,12 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def large(n: int, quick: bool, candidates: int = 3000) -> Iterator[Row]:
-    """Where scoring all documents takes too long. Some minutes and 11 GB, most of it for torch's float32."""
+def large(quick: bool, candidates: int = 3000) -> Iterator[Row]:
+    """The same clouds, too many of them to score all; the peer is exact, in blocks. Some minutes and 11 GB, most of it
+    for torch's float32.
+    """
+    two_threads()
+    n = 20_000 if quick else 200_000
     m, timed = (5, 5) if quick else (10, 2)
     docs, queries = generated(n, m)
     flat, offsets, ends = docs.reshape(-1, D), np.arange(n + 1) * 60, np.arange(m + 1) * 32
@@ -252,3 +263,6 @@ def large(n: int, quick: bool, candidates: int = 3000) -> Iterator[Row]:
         ours=lambda: [chamfer_batch(q, None, flat, offsets, threads=THREADS) for q in queries[:timed]], **common,
         note="recall@100 1, theirs 1",
     )  # fmt: skip
+
+
+PARTS = {"encoding": encoding, "exact": exact, "fast-plaid": fast_plaid, "lancedb": lancedb, "large": large}

@@ -1,8 +1,8 @@
 """fast-plaid searches generated documents, in an environment of its own with torch 2.11 (see `harness.Worker`)."""
 
-import tempfile
-
 import numpy as np
+
+from peer_indexes import folder_of
 
 
 def prepare(docs, queries, k):
@@ -10,8 +10,11 @@ def prepare(docs, queries, k):
     from fast_plaid import search
 
     torch.set_num_threads(2)
-    index = search.FastPlaid(index=tempfile.mkdtemp(), device="cpu")
-    index.create([torch.from_numpy(d.astype(np.float32)) for d in docs])
+    folder, there = folder_of("fast-plaid", docs)
+    index = search.FastPlaid(index=str(folder), device="cpu")
+    if not there:
+        index.create([torch.from_numpy(d.astype(np.float32)) for d in docs])
+        (folder / "whole").touch()
     each = [torch.from_numpy(q)[None] for q in queries]
 
     def work():

@@ -17,6 +17,7 @@ from mercer.retrieval import (
     IndexLocked,
     MultiVectorIndex,
     ProductQuantizer,
+    _segments,
     chamfer_batch,
 )
 
@@ -257,6 +258,27 @@ def test_damage_is_refused(tmp_path):
         MultiVectorIndex.open(tmp_path / "i", encoder=FixedDimensionalEncoder(D, 4, 16, 8, seed=2))
     with pytest.raises(CorruptIndex, match="is not an index"):
         MultiVectorIndex.open(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["scan", "pq"])
+def test_arrays_of_other_shapes_are_refused_though_their_checksums_fit(stage, tmp_path):
+    index, _, _ = make(n=30, stage=stage)
+    index.save(tmp_path / "i")
+    whole = _segments.read_manifest(tmp_path / "i")
+    for kind, entry in whole["segments"][0].items():
+        if kind in ("ids", "metadata"):
+            continue
+        for n, change in enumerate((lambda a: a.astype(np.float64), lambda a: a[..., None])):
+            body = json.loads(json.dumps(whole))
+            array = np.load(tmp_path / "i" / entry["name"])
+            body["segments"][0][kind] = _segments.write_file(
+                tmp_path / "i", f"99999999-{kind}{n}.npy", change(array)
+            )
+            _segments.write_manifest(tmp_path / "i", body)
+            with pytest.raises(CorruptIndex, match=f"{kind}|lacks"):
+                MultiVectorIndex.open(tmp_path / "i")
+    _segments.write_manifest(tmp_path / "i", whole)
+    assert len(MultiVectorIndex.open(tmp_path / "i")) == 30
 
 
 def test_of_two_writers_one_is_told(tmp_path):

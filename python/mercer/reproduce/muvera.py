@@ -29,6 +29,11 @@ __all__ = ["plot", "run"]
 SEED = 57
 #: (repetitions, k_sim, d_proj) of the paper's tables.
 DIRECT = {2560: (20, 4, 8), 5120: (20, 4, 16), 10240: (20, 5, 16), 20480: (20, 5, 32)}
+#: The dimension of the last from finer blocks of whole tokens, as in the paper's end-to-end runs (40 repetitions,
+#: filled); more repetitions cost time to encode and nothing to search.
+SHORTENED: dict[str, Any] = {"k_sim": 6, "repetitions": 160, "projection": "identity", "final_dim": 20480}
+#: Seeds of what is claimed.
+SEEDS = 3
 LEVELS = (0.8, 0.9, 0.95)
 #: Table 1: candidates for 80, 90 and 95 % on MS MARCO.
 PUBLISHED = {"heuristic": (1200, 4500, 10000), "deduplicated": (300, 800, 2100), 20480: (60, 200, 700),
@@ -125,6 +130,10 @@ def _candidates(s: Sets, rows: list[Row], figures: dict[str, Any], key: str, *, 
             _, q, d = _encoded(s, **_direct(dimension), fill_empty=fill, seed=SEED)
             name = f"FDE {dimension}{'' if fill else ', empty blocks left'}"
             ranks[name] = _ranks(q @ d.T, target)
+    _, q, d = _encoded(s, **SHORTENED, seed=SEED)
+    ranks["FDE 20480 from (160, 6, all)"] = _ranks(q @ d.T, target)
+    _, q, d = _encoded(s, **SHORTENED, fill_empty=False, seed=SEED)
+    ranks["FDE 20480 from (160, 6, all), empty blocks left"] = _ranks(q @ d.T, target)
     pooled_q = np.add.reduceat(s.queries, s.query_offsets[:-1], axis=0)
     pooled_d = np.add.reduceat(s.documents, s.offsets[:-1], axis=0)
     pooled_d /= np.linalg.norm(pooled_d, axis=1, keepdims=True)
@@ -146,18 +155,32 @@ def _candidates(s: Sets, rows: list[Row], figures: dict[str, Any], key: str, *, 
             note="more candidates than the de-duplicated heuristic",
         ))  # fmt: skip
     if claimed:
-        ours, base = found["FDE 20480"], found["heuristic, de-duplicated"]
-        for level, least, published_ratio in ((1, 1.5, 4.0), (2, 2.0, 3.0)):
-            rows.append(Row(
-                f"{s.name}: times fewer candidates than the de-duplicated heuristic at {LEVELS[level]:.0%}", "x",
-                ours=base[level] / ours[level], paper=published_ratio, better="higher",
-                holds=base[level] >= least * ours[level], note=f"less than {least} times fewer here",
-            ))  # fmt: skip
+        _fewer(s, rows, target, found["heuristic, de-duplicated"])
     rises = [found[f"FDE {dimension}"][2] for dimension in DIRECT]
     rows.append(Row(
         f"{s.name}: candidates for 95 % fall with the dimension", "", ours=_text(rises), better="lower",
         holds=rises[-1] <= rises[0], must_hold=True, note="more dimensions need more candidates",
     ))  # fmt: skip
+
+
+def _fewer(s: Sets, rows: list[Row], target: np.ndarray, base: tuple[int, ...]) -> None:
+    """How many times fewer candidates than the heuristic, in the middle of the seeds."""
+    ways: dict[str, dict[str, Any]] = {
+        "FDE 20480": _direct(20480),
+        "FDE 20480 from (160, 6, all), empty blocks left": {**SHORTENED, "fill_empty": False},
+    }
+    for name, arguments in ways.items():
+        needed = []
+        for seed in range(SEED, SEED + SEEDS):
+            _, q, d = _encoded(s, **arguments, seed=seed)
+            needed.append(_needed(_ranks(q @ d.T, target)))
+        for level, least, published in ((1, 1.5, 4.0), (2, 2.0, 3.0)):
+            ratios = sorted(base[level] / n[level] for n in needed)
+            rows.append(Row(
+                f"{s.name}: times fewer candidates than the de-duplicated heuristic at {LEVELS[level]:.0%}, {name}",
+                "x", ours=ratios[SEEDS // 2], spread=(ratios[0], ratios[-1]), paper=published, better="higher",
+                holds=ratios[SEEDS // 2] >= least, note=f"less than {least} times fewer here",
+            ))  # fmt: skip
 
 
 def _rank_by_heuristic(s: Sets, i: int, target: int, once: bool) -> int:

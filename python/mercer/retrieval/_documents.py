@@ -19,7 +19,7 @@ import numpy as np
 
 from mercer import _checks
 from mercer.retrieval import _segments
-from mercer.retrieval._segments import Segment
+from mercer.retrieval._segments import CorruptIndex, Segment
 from mercer.retrieval._tokens import packed
 from mercer.retrieval.clustering import cluster_tokens
 from mercer.retrieval.fde import FixedDimensionalEncoder
@@ -310,11 +310,29 @@ class Documents:
             kept.get(json.dumps(files, sort_keys=True)) or Segment.open(folder, files)
             for files in body["segments"]
         ]
+        for segment in self._segments:
+            self._require_shapes(folder, segment)
         self._deleted = _segments.load_deleted(folder, body.get("deleted"))
         if body.get("quantizer_file") and (self.quantizer is None or self.quantizer.codebooks is None):
             self.quantizer = ProductQuantizer.load(folder / body["quantizer_file"]["name"])
         self.model = body.get("model")
         self.path, self._version, self._places = folder, int(body["commit"]), None
+
+    def _require_shapes(self, folder: Path, segment: Segment) -> None:
+        """Refuse arrays that another program wrote: searches trust these."""
+        arrays, bytes_ = segment.arrays, self.quantizer.n_bytes if self.quantizer is not None else 0
+        wanted = {
+            "tokens": (self.dtype, self.encoder.dim), "offsets": ("int64", None),
+            "encodings": ("float32", self.encoder.n_features), "codes": ("uint8", bytes_),
+        }  # fmt: skip
+        for name in wanted.keys() & arrays.keys():
+            dtype, columns = wanted[name]
+            rest = () if columns is None else (columns,)
+            if arrays[name].dtype != dtype or arrays[name].shape[1:] != rest:
+                raise CorruptIndex(
+                    f"{folder}: {name} must be {dtype} of shape {('n', *rest)}, a segment has "
+                    f"{arrays[name].dtype} of shape {arrays[name].shape}"
+                )
 
     # ----------------------------------------------------------------------------------------------- finding
 

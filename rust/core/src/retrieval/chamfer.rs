@@ -10,7 +10,7 @@ use crate::vector::{Element, Vector};
 /// Documents a thread takes at a time.
 const PIECE: usize = 16;
 /// Tokens of a document at a time, and panels of query tokens: their products stay in the first cache.
-const ROWS: usize = 32;
+const ROWS: usize = 48;
 const PANELS: usize = 5;
 
 /// The tokens of queries, packed.
@@ -74,10 +74,7 @@ impl<S: Stored> Kernel for Score<'_, S> {
     fn run<L: Lanes>(self) -> bool {
         let Self { queries, rows, out, scratch } = self;
         let (d, width) = (queries.columns, queries.panels.width());
-        let x = room(&mut scratch.rows, rows.len());
-        if !S::widen(rows, x) {
-            return false;
-        }
+        let Some(x) = S::values(rows, &mut scratch.rows) else { return false };
         let count = queries.panels.rows().div_ceil(width);
         let largest = room(&mut scratch.largest, count * width);
         let stride = count.min(PANELS) * width;

@@ -338,11 +338,7 @@ impl<S: Stored> Kernel for Encode<'_, S> {
         let blocks = encoder.shape.blocks();
         let n = rows.len() / d;
         let fill = encoder.fill && !queries && encoder.shape.bits > 0;
-        let x = room(&mut scratch.rows, n * d);
-        if !S::widen(rows, x) {
-            return false;
-        }
-        let x = &*x;
+        let Some(x) = S::values(rows, &mut scratch.rows) else { return false };
         // A filled encoding is written whole.
         if let To::Dense(out) = &mut to
             && (!fill || encoder.last.is_some())

@@ -56,6 +56,13 @@ pub trait Stored: Copy + Send + Sync + 'static {
     type As: Element;
     /// Write `from` to `to`; whether all is finite.
     fn widen(from: &[Self], to: &mut [Self::As]) -> bool;
+
+    /// The values of `from`, where they lie or in `to`; none where one is not finite.
+    #[inline(always)]
+    fn values<'a>(from: &'a [Self], to: &'a mut Vec<Self::As>) -> Option<&'a [Self::As]> {
+        let to = room(to, from.len());
+        Self::widen(from, to).then_some(&*to)
+    }
 }
 
 impl Stored for f64 {
@@ -70,6 +77,12 @@ impl Stored for f64 {
         }
         !bad
     }
+
+    #[inline(always)]
+    fn values<'a>(from: &'a [Self], _: &'a mut Vec<Self>) -> Option<&'a [Self]> {
+        let most = from.iter().fold(0, |most, x| most.max(x.abs().to_bits()));
+        (most < Self::INFINITY.to_bits()).then_some(from)
+    }
 }
 
 impl Stored for f32 {
@@ -83,6 +96,12 @@ impl Stored for f32 {
             bad |= from.to_bits() & EXPONENT == EXPONENT;
         }
         !bad
+    }
+
+    #[inline(always)]
+    fn values<'a>(from: &'a [Self], _: &'a mut Vec<Self>) -> Option<&'a [Self]> {
+        let most = from.iter().fold(0, |most, x| most.max(x.abs().to_bits()));
+        (most < Self::INFINITY.to_bits()).then_some(from)
     }
 }
 
