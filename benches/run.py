@@ -1,8 +1,9 @@
 """What `make bench` runs: every `benches/peers/bench_*.py`, or those named, into `docs/benchmarks.md`.
 
-    python benches/run.py [NAME ...] [--quick] [--criterion] [--page FILE]
+    python benches/run.py [NAME ...] [--rows TEXT] [--quick] [--criterion] [--page FILE]
 
-Each bench owns the section of the page between its markers; a run of some leaves the sections of the others.
+Each bench owns the section of the page between its markers; a run of some leaves the sections of the others, and a run
+with `--rows` the other rows of the section.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
+import inspect
 import math
 import os
 import platform
@@ -37,6 +39,7 @@ def main() -> int:
     known = sorted(path.stem.removeprefix("bench_") for path in (ROOT / "benches/peers").glob("bench_*.py"))
     parser = argparse.ArgumentParser(description="Run the benches against peers and write their page.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all by default")
+    parser.add_argument("--rows", default="", metavar="TEXT", help="only those whose name has TEXT in it")
     parser.add_argument("--quick", action="store_true", help="less work: to see that a bench runs")
     parser.add_argument("--criterion", action="store_true", help="the benches of the Rust core as well")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
@@ -46,11 +49,18 @@ def main() -> int:
         parser.error(f"NAME must be one of {', '.join(known)}, got {', '.join(unknown)}")
     for name in arguments.names or known:
         bench = importlib.import_module(f"bench_{name}")
+        if arguments.rows and "only" not in inspect.signature(bench.rows).parameters:
+            parser.error(f"the rows of {name} cannot be picked")
         print(f"\n{bench.TITLE}", flush=True)
+        picked = {"only": arguments.rows} if arguments.rows else {}
         rows = []
-        for row in bench.rows(quick=arguments.quick):
+        for row in bench.rows(quick=arguments.quick, **picked):
             rows.append(row)
             print(line(row), flush=True)
+        if picked:
+            if not rows:
+                parser.error(f"no row of {name} has {arguments.rows!r} in its name")
+            rows = renewed(read_rows(arguments.page, name), rows)
         write_section(arguments.page, name, section(bench, rows, quick=arguments.quick))
     print(f"\nwrote {arguments.page}")
     if arguments.criterion:
@@ -94,6 +104,28 @@ def section(bench, rows: list[Row], *, quick: bool) -> str:
     command = f'make bench ARGS="{name}{" --quick" * quick}"'
     lines.append(f"{datetime.date.today()}, `{command}`, {machine()}.")
     return "\n".join(lines)
+
+
+def renewed(old: list[Row], new: list[Row]) -> list[Row]:
+    """The rows of the page, those that were measured anew in their places and what is new at the end."""
+    fresh = {(row.work, row.peer): row for row in new}
+    return [fresh.pop((row.work, row.peer), row) for row in old] + list(fresh.values())
+
+
+def read_rows(page: Path, name: str) -> list[Row]:
+    """The rows that the section of `name` has on the page."""
+    content = page.read_text(encoding="utf-8") if page.exists() else ""
+    text = content.partition(f"<!-- bench:{name} -->")[2].partition(f"<!-- /bench:{name} -->")[0]
+    found = []
+    for cells in (one.strip("|").split("|") for one in text.splitlines() if one.startswith("| ")):
+        work, peer, threads, ours, theirs, ratio, spread, note = (cell.strip() for cell in cells)
+        if threads.isdigit():
+            low, _, high = spread.partition(" .. ")
+            times = (float(time.removesuffix(" ns") or "nan") for time in (ours, theirs))
+            found.append(
+                Row(work, peer, *times, float(ratio.strip("*")), float(low), float(high), int(threads), note)
+            )
+    return found
 
 
 def machine() -> str:
