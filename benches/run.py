@@ -61,7 +61,7 @@ def main() -> int:
             if not rows:
                 parser.error(f"no row of {name} has {arguments.rows!r} in its name")
             rows = renewed(read_rows(arguments.page, name), rows)
-        write_section(arguments.page, name, section(bench, rows, quick=arguments.quick))
+        write_section(arguments.page, name, section(bench, rows, quick=arguments.quick, parts=bool(picked)))
     print(f"\nwrote {arguments.page}")
     if arguments.criterion:
         subprocess.run(["cargo", "bench", "--package", "mercer-core"], cwd=ROOT, check=True)
@@ -80,8 +80,8 @@ def line(row: Row) -> str:
     return f"  {row.work:<44} {row.peer:<12} {row.threads} thr {times}  {ratio} {row.note}"
 
 
-def section(bench, rows: list[Row], *, quick: bool) -> str:
-    """The Markdown of one bench."""
+def section(bench, rows: list[Row], *, quick: bool, parts: bool = False) -> str:
+    """The Markdown of one bench, run whole or in parts."""
     name = bench.__name__.removeprefix("bench_")
     lines = [f"## {bench.TITLE}", "", (bench.__doc__ or "").strip(), ""]
     lines += [
@@ -102,7 +102,7 @@ def section(bench, rows: list[Row], *, quick: bool) -> str:
             f"of {len(ratios)}, best {max(ratios):.3g}, least {min(ratios):.3g}.\n"
         )
     command = f'make bench ARGS="{name}{" --quick" * quick}"'
-    lines.append(f"{datetime.date.today()}, `{command}`, {machine()}.")
+    lines.append(f"{datetime.date.today()}, `{command}`{', in parts' * parts}, {machine()}.")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from mercer.nn.conv import InceptionDWConv2d, depthwise_conv2d
 
 TITLE = "Large-kernel convolutions and backbones"
 THREADS = 2
-#: The name of some work, and what measures it.
+#: The name of some work against a peer, and what measures it.
 Piece = tuple[str, Callable[[], Row]]
 FORMS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 #: Kernel, (B, C, H, W): UniRepLKNet-T's second stage, OverLoCK-XT's first, RepLKNet-31B's third.
@@ -30,11 +30,11 @@ SHAPES = ((13, (8, 160, 28, 28)), (17, (4, 56, 56, 56)), (31, (4, 128, 28, 28)))
 
 
 def rows(quick: bool, only: str = "") -> Iterator[Row]:
-    """Convolutions, the mixer, training steps, inference: those whose name has `only` in it."""
+    """Convolutions, the mixer, training steps, inference: those whose work "against" peer has `only` in it."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    for work, measure in pieces(quick):
-        if only in work:
+    for name, measure in pieces(quick):
+        if only in name:
             yield measure()
 
 
@@ -78,7 +78,7 @@ def against(work: str, peer: str, ours: Any, theirs: Any, elements: int, **optio
             work, peer, ours=mine, theirs=yours, elements=elements, threads=THREADS, note=same, **options
         )
 
-    return work, measure
+    return f"{work} against {peer}", measure
 
 
 def of_depthwise(k: int, shape: tuple[int, int, int, int]) -> Iterator[Piece]:

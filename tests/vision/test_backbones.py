@@ -292,7 +292,8 @@ def run_onnx(path, x):
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
-@each
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("family", ["unireplknet", "overlock"])
 def test_exported_programs_and_traces_hold_torchs_operators_alone(family):
     model = shaken(small(family))
     x = torch.randn(1, 3, 64, 64)
@@ -461,12 +462,23 @@ def test_other_modalities_come_in_as_maps_of_their_own_channels():
     assert model(torch.randn(1, 1, 48, 64)).shape == (1, 3)
 
 
-def test_timms_weights_are_interchangeable():
-    theirs = timm.create_model("inception_next_atto").eval()
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_timms_weights_are_interchangeable(form):
+    """Outputs and gradients, with a layer scale that lets the blocks speak."""
+    theirs = shaken(timm.create_model("inception_next_atto", ls_init_value=1.0))
     ours = timm.create_model("mercer_inceptionnext_atto").load_official(theirs.state_dict()).eval()
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, 3, 64, 64).to(memory_format=form)
+    outs, grads = [], []
+    for net in (ours, theirs):
+        net.to(memory_format=form)
+        image = x.clone().requires_grad_()
+        outs.append(net(image))
+        outs[-1].square().mean().backward()
+        grads.append({"input": image.grad, **{name: p.grad for name, p in net.named_parameters()}})
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-5 * outs[1].abs().max().item())
+    for name, theirs_grad in grads[1].items():
+        scale = max(theirs_grad.abs().max().item(), 1e-12)
+        assert (grads[0][name] - theirs_grad).abs().max().item() <= 1e-3 * scale, name
 
 
 def test_the_official_names_of_overlocks_blocks_load():
