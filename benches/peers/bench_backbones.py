@@ -22,18 +22,26 @@ from mercer.nn.conv import InceptionDWConv2d, depthwise_conv2d
 
 TITLE = "Large-kernel convolutions and backbones"
 THREADS = 2
+#: The name of some work against a peer, and what measures it.
+Piece = tuple[str, Callable[[], Row]]
 FORMS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 #: Kernel, (B, C, H, W): UniRepLKNet-T's second stage, OverLoCK-XT's first, RepLKNet-31B's third.
 SHAPES = ((13, (8, 160, 28, 28)), (17, (4, 56, 56, 56)), (31, (4, 128, 28, 28)))
 
 
-def rows(quick: bool) -> Iterator[Row]:
-    """Convolutions, the mixer, training steps, inference."""
+def rows(quick: bool, only: str = "") -> Iterator[Row]:
+    """Convolutions, the mixer, training steps, inference: those whose work "against" peer has `only` in it."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
+    for name, measure in pieces(quick):
+        if only in name:
+            yield measure()
+
+
+def pieces(quick: bool) -> Iterator[Piece]:
     for k, shape in SHAPES[:1] if quick else SHAPES:
         yield from of_depthwise(k, shape)
-    yield from of_mixer(8)
+    yield of_mixer(8)
     batch = 2 if quick else 8
     for peer in ("convnext_tiny", "inception_next_tiny"):
         yield of_training("mercer_inceptionnext_tiny", peer, batch)
@@ -60,16 +68,20 @@ def better(make: Callable[[Any], Callable[[], Any]]) -> tuple[str, Callable[[], 
     return min(found, key=lambda one: one[0])[1:]
 
 
-def against(work: str, peer: str, ours: Any, theirs: Any, elements: int, **options: Any) -> Row:
-    """Both sides in their better form."""
-    (form, mine), (other, yours) = better(ours), better(theirs)
-    same = other if form == other else f"mercer {form}, peer {other}"
-    return compare(
-        work, peer, ours=mine, theirs=yours, elements=elements, threads=THREADS, note=same, **options
-    )
+def against(work: str, peer: str, ours: Any, theirs: Any, elements: int, **options: Any) -> Piece:
+    """Both sides in their better form, when it is called."""
+
+    def measure() -> Row:
+        (form, mine), (other, yours) = better(ours), better(theirs)
+        same = other if form == other else f"mercer {form}, peer {other}"
+        return compare(
+            work, peer, ours=mine, theirs=yours, elements=elements, threads=THREADS, note=same, **options
+        )
+
+    return f"{work} against {peer}", measure
 
 
-def of_depthwise(k: int, shape: tuple[int, int, int, int]) -> Iterator[Row]:
+def of_depthwise(k: int, shape: tuple[int, int, int, int]) -> Iterator[Piece]:
     weight = torch.randn(shape[1], 1, k, k, requires_grad=True)
     start = torch.randn(shape)
 
@@ -93,7 +105,7 @@ def of_depthwise(k: int, shape: tuple[int, int, int, int]) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def of_mixer(batch: int) -> Iterator[Row]:
+def of_mixer(batch: int) -> Piece:
     channels = 96
     mixer = InceptionDWConv2d(channels)
     seven = torch.nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
@@ -105,7 +117,7 @@ def of_mixer(batch: int) -> Iterator[Row]:
         return lambda: torch.autograd.grad(layer(x), (x, *layer.parameters()), grad)
 
     made = [functools.partial(both, layer) for layer in (mixer, seven)]
-    yield against(
+    return against(
         f"InceptionNeXt's mixer, {batch} x 96 x 56 x 56, with gradients", "torch, depthwise 7 x 7", *made,
         start.numel(), rounds=7,
     )  # fmt: skip
@@ -116,7 +128,7 @@ def network(name: str, training: bool) -> torch.nn.Module:
     return net.reparameterize() if not training and hasattr(net, "reparameterize") else net
 
 
-def of_training(ours: str, peer: str, batch: int) -> Row:
+def of_training(ours: str, peer: str, batch: int) -> Piece:
     x, y = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
 
     def step(name: str, form: Any) -> Callable[[], Any]:
@@ -135,7 +147,7 @@ def of_training(ours: str, peer: str, batch: int) -> Row:
     )
 
 
-def of_inference(ours: str, peer: str, batch: int) -> Row:
+def of_inference(ours: str, peer: str, batch: int) -> Piece:
     x = torch.randn(batch, 3, 224, 224)
 
     def infer(name: str, form: Any) -> Callable[[], Any]:

@@ -11,7 +11,8 @@ import typer
 
 __all__ = ["models", "train", "validate"]
 
-FAILURES = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
+#: RuntimeError: memory, devices, workers.
+FAILURES = (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError)
 
 
 def train(
@@ -45,9 +46,11 @@ def train(
         chosen = RECIPES.get(name, RECIPES["plain"])
         changes: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "input_size": input_size}
         chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
+        if devices != "auto" and not (devices.isdigit() and int(devices)):
+            raise ValueError(f"devices must be a number above 0 or auto, got {devices!r}")
         scores = fit(
             model, data, out=out, recipe=chosen, batch_size=batch_size, weights=weights, workers=workers,
-            precision=precision, devices=int(devices) if devices.isdigit() else devices, resume=not fresh,
+            precision=precision, devices="auto" if devices == "auto" else int(devices), resume=not fresh,
             random_state=random_state, progress=not quiet,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -113,7 +116,7 @@ def models(
         {
             "model": name, "parameters": variant.parameters,
             "deploy_parameters": variant.deploy_parameters or variant.parameters, "gmacs": variant.gmacs,
-            "input_size": variant.input_size, "top1": variant.top1,
+            "all_gmacs": variant.all_gmacs, "input_size": variant.input_size, "top1": variant.top1,
             "pretrained_on": variant.pretrained_on or "ImageNet-1K",
             "weights": family.weights, "licence": family.licence,
         }
@@ -122,12 +125,15 @@ def models(
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    print(f"{'model':<29} {'parameters':>12} {'merged':>12} {'GMACs':>7} {'size':>5} {'top-1':>6}  licence")
+    print(
+        f"{'model':<29} {'parameters':>12} {'merged':>12} {'GMACs':>7} {'all':>7} {'size':>5} {'top-1':>6}  licence"
+    )
     for row in rows:
         print(
             f"{row['model']:<29} {row['parameters']:>12,} {row['deploy_parameters']:>12,} {row['gmacs']:>7.2f} "
-            f"{row['input_size']:>5} {row['top1']:>6.1f}  {row['licence']}"
+            f"{row['all_gmacs']:>7.2f} {row['input_size']:>5} {row['top1']:>6.1f}  {row['licence']}"
         )
+    print("GMACs: of the layers, as the authors count; all: with every matrix product and dynamic kernel")
     for title, weights in dict.fromkeys((family.title, family.weights) for _, family, _ in variants()):
         print(f"weights of {title}: {weights}")
 

@@ -53,3 +53,56 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert result.exit_code == 1 and message in result.stderr and "Traceback" not in result.output
+
+
+@pytest.fixture
+def small_set(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = {f"x_{part}": rng.integers(0, 255, (8, 32, 32, 3)).astype(np.uint8) for part in ("train", "test")}
+    parts |= {f"y_{part}": np.arange(8) % 2 for part in ("train", "test")}
+    np.savez(tmp_path / "set.npz", **parts)
+    return parts
+
+
+def refused(message, *arguments):
+    result = run(*arguments)
+    assert result.exit_code == 1 and message in result.stderr and "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_what_a_run_cannot_be_made_of_is_one_line(tmp_path, small_set, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ("train", "mercer_inceptionnext_atto", "--data", "set.npz", "--recipe", "plain", "--quiet")
+    refused("devices must be a number", *common, "--devices", "many")
+    refused("batch_size must be", *common, "--batch-size", 0)
+    refused("input_size must be", *common, "--input-size", 0)
+    refused("at least 32 pixels", *common, "--input-size", 16, "--epochs", 1)
+    refused("precision", *common, "--precision", "half")
+    refused("no such checkpoint", *common, "--weights", "none.pth")
+    refused("must be one of `mercer models`", "train", "overlock_xt", "--data", "set.npz")
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "last.ckpt").write_bytes(b"no checkpoint")
+    refused("must be a checkpoint that holds tensors alone", *common)
+    import torch
+
+    torch.save({"state_dict": {"model.stem.0.weight": torch.ones(2)}}, tmp_path / "run" / "last.ckpt")
+    refused("must be a run of this model", *common)
+
+
+def test_sets_that_are_none_are_one_line(tmp_path, small_set, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def validated(message, content):
+        if isinstance(content, bytes):
+            (tmp_path / "bad.npz").write_bytes(content)
+        else:
+            np.savez(tmp_path / "bad.npz", **content)
+        refused(message, "validate", "mercer_inceptionnext_atto", "--data", "bad.npz", "--input-size", 32)
+
+    validated("must be a .npz of plain arrays", b"")
+    validated("must be a .npz of plain arrays", b"PK\x03\x04 and no more")
+    validated("must be a .npz of plain arrays", small_set | {"x_test": np.array([{}], dtype=object)})
+    validated("x_test must hold images", small_set | {"x_test": np.zeros((0, 32, 32, 3), np.uint8)})
+    validated("y_test is missing", {name: value for name, value in small_set.items() if name != "y_test"})
+    validated("8 labels from 0", small_set | {"y_test": np.arange(8) - 1})
+    validated("classes must name all 2", small_set | {"classes": np.array(["one"])})

@@ -30,7 +30,7 @@ from mercer.reproduce._small_images import (
     part_of,
     stretched,
 )
-from mercer.vision.backbones import macs
+from mercer.vision.backbones import all_macs
 from mercer.vision.backbones.inceptionnext import MetaNeXtBlock
 
 __all__ = ["plot", "run"]
@@ -117,7 +117,7 @@ def _operator() -> Row:
 
 def _arithmetic() -> Row:
     mixer, seven = (
-        macs(layer, (96, 56, 56)) / 56**2 for layer in (InceptionDWConv2d(96), DepthwiseConv2d(96, 7))
+        all_macs(layer, (96, 56, 56)) / 56**2 for layer in (InceptionDWConv2d(96), DepthwiseConv2d(96, 7))
     )
     return Row(
         "multiply-adds a pixel of the mixer, 96 channels, against 7 x 7", "", baseline=seven, ours=mixer, paper=372,

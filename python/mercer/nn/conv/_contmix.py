@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from mercer import _checks
 from mercer.nn.attention.neighborhood import neighborhood_av
 from mercer.nn.conv import _dispatch
-from mercer.nn.conv._depthwise import ResidualDepthwiseConv2d
+from mercer.nn.conv._depthwise import ResidualDepthwiseConv2d, exporting
 from mercer.nn.conv._reparam import DilatedReparamBlock
 from mercer.nn.layers import BiasedLayerScale, GlobalResponseNorm, SqueezeExcite
 
@@ -82,9 +82,24 @@ def contmix(attn: torch.Tensor, value: torch.Tensor, k: int) -> torch.Tensor:
         )
     if k > min(height, width):
         raise ValueError(f"k must be at most the sides of the map, got {k} for {height} x {width}")
+    if exporting():
+        return _unfolded(attn, value, k)
     v = value.unflatten(1, (groups, -1))  # (B, g, c, H, W)
     y = neighborhood_av(attn.contiguous(), v.permute(0, 1, 3, 4, 2).contiguous(), k)
     return y.permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+
+def _unfolded(attn: torch.Tensor, value: torch.Tensor, k: int) -> torch.Tensor:
+    """The same in operators that every exporter knows: a copy of the windows, k² times the map, and a product."""
+    groups, height, width = attn.shape[1:4]
+    rows, columns = (
+        (_starts(n, k, value.device)[:, None] + torch.arange(k, device=value.device)).flatten()
+        for n in (height, width)
+    )
+    windows = value.index_select(2, rows).index_select(3, columns)  # (B, g c, H k, W k)
+    windows = windows.reshape(value.shape[0], groups, -1, height, k, width, k).permute(0, 1, 3, 5, 2, 4, 6)
+    y = windows.flatten(5) @ attn.unsqueeze(-1)  # (B, g, H, W, c, 1)
+    return y.squeeze(-1).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 def _starts(n: int, k: int, device: torch.device) -> torch.Tensor:
@@ -106,6 +121,15 @@ def _offsets(n: int, k: int, device: torch.device) -> torch.Tensor:
     """(n, k): index in the relative table of each neighbor of each pixel."""
     here = torch.arange(n, device=device)
     return (_starts(n, k, device) - here + k - 1)[:, None] + torch.arange(k, device=device)
+
+
+class RegionsToKernels(nn.Conv2d):
+    """A 1x1 convolution along the last axis, (..., in_channels) -> (..., out_channels)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """In the dtype of `x`."""
+        bias = None if self.bias is None else self.bias.to(x)
+        return functional.linear(x, self.weight.flatten(1).to(x), bias)
 
 
 class ContextMixing(nn.Module):
@@ -141,7 +165,7 @@ class ContextMixing(nn.Module):
             nn.Conv2d(key_dim, dim // 2, 1, bias=False),
             nn.BatchNorm2d(dim // 2),
         )
-        self.weight_proj = nn.Conv2d(REGIONS**2, kernel_size**2 + smk_size**2, 1)
+        self.weight_proj = RegionsToKernels(REGIONS**2, kernel_size**2 + smk_size**2, 1)
 
     def logits(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the small and the large kernels of every pixel, (B, g, H, W, smk²) and (B, g, H, W, k²).
@@ -157,11 +181,8 @@ class ContextMixing(nn.Module):
             q = q.unflatten(1, (self.groups, -1)).flatten(3)  # (B, g, c, n)
             k = k.unflatten(1, (self.groups, -1)).flatten(3)  # (B, g, c, 49)
             affinity = q.transpose(2, 3) @ k  # (B, g, n, 49)
-            weight = self.weight_proj.weight.flatten(1).to(affinity)
-            found = functional.linear(affinity, weight, self.weight_proj.bias.to(affinity))
-            small, large = found.unflatten(2, (height, width)).split(
-                (self.smk_size**2, self.kernel_size**2), dim=-1
-            )
+            found = self.weight_proj(affinity).unflatten(2, (height, width))
+            small, large = found.split((self.smk_size**2, self.kernel_size**2), dim=-1)
         return small, large
 
     def kernels(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -82,10 +82,13 @@ def ours(x: torch.Tensor, weight: torch.Tensor, dilation: int = 1) -> bool:
         and x.numel() > 0
         and not is_reference()
         and not torch.is_autocast_enabled(x.device.type if x.device.type != "meta" else "cpu")
-        and not torch.compiler.is_exporting()
-        and not torch.onnx.is_in_onnx_export()
-        and not torch.jit.is_tracing()
+        and not exporting()
     )
+
+
+def exporting() -> bool:
+    """Whether a graph is being made for elsewhere, where mercer's operators are unknown."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
 class DepthwiseConv2d(nn.Conv2d):

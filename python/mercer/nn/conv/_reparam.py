@@ -8,7 +8,7 @@ cast at the end.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,22 @@ def merge_branches(kernel: Any, branches: Iterable[tuple[Any, int]]) -> np.ndarr
     return total
 
 
+def outside_autograd(function: Callable[..., Any]) -> Any:
+    """Without gradients, and with parameters that can have some later: inference mode is left meanwhile."""
+    return torch.inference_mode(False)(torch.no_grad()(function))
+
+
+def leave_inference(module: nn.Module) -> None:
+    """Make parameters and buffers that were made in inference mode ordinary ones, in place."""
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None and p.is_inference():
+                part._parameters[name] = nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
+        for name, b in part._buffers.items():
+            if b is not None and b.is_inference():
+                part._buffers[name] = b.clone()
+
+
 class DilatedReparamBlock(nn.Module):
     """A large depthwise kernel trained beside small dilated ones, merged into one for inference.
 
@@ -196,7 +212,7 @@ class DilatedReparamBlock(nn.Module):
             bias = bias + shift
         return merge_branches(weight, small), bias
 
-    @torch.no_grad()
+    @outside_autograd
     def merge(self) -> DilatedReparamBlock:
         """Become one convolution, in place; the second time nothing is left to do.
 
@@ -218,7 +234,7 @@ class DilatedReparamBlock(nn.Module):
         return self
 
     @classmethod
-    @torch.no_grad()
+    @outside_autograd
     def from_kernel(
         cls, weight: torch.Tensor, bias: torch.Tensor | None = None, branches: Branches | None = None
     ) -> DilatedReparamBlock:
@@ -250,7 +266,7 @@ class DilatedReparamBlock(nn.Module):
         ]
 
 
-@torch.no_grad()
+@outside_autograd
 def fold_norm(conv: nn.Module, norm: nn.Module) -> None:
     """Put the batch norm after a convolution or linear layer with bias into it, in place and in float64."""
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()

@@ -8,7 +8,7 @@ Every published variant is in timm's registry once ``mercer.vision`` is imported
 """
 
 from mercer.vision.backbones._checkpoint import load_official
-from mercer.vision.backbones._family import Backbone, Variant, macs, variants
+from mercer.vision.backbones._family import Backbone, Variant, all_macs, macs, variants
 from mercer.vision.backbones.inceptionnext import InceptionNeXt
 from mercer.vision.backbones.overlock import OverLoCK
 from mercer.vision.backbones.unireplknet import UniRepLKNet
@@ -19,6 +19,7 @@ __all__ = [
     "OverLoCK",
     "UniRepLKNet",
     "Variant",
+    "all_macs",
     "load_official",
     "macs",
     "variants",

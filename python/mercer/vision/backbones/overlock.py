@@ -32,16 +32,33 @@ __all__ = ["VARIANTS", "DynamicConvBlock", "OverLoCK", "RepConvBlock"]
 
 def _variant(depths: Any, focus: Any, dims: Any, heads: Any, *figures: Any) -> Variant:
     arguments = {"depth": depths, "sub_depth": focus, "embed_dim": dims, "sub_num_heads": heads}
-    parameters, deploy, gmacs, top1, crop = figures
-    return Variant(arguments, parameters, gmacs, top1, crop_pct=crop, deploy_parameters=deploy)
+    parameters, deploy, gmacs, all_gmacs, top1, crop = figures
+    return Variant(arguments, parameters, gmacs, all_gmacs, top1, crop_pct=crop, deploy_parameters=deploy)
 
 
 VARIANTS = {
-    "xt": _variant((2, 2, 3, 2), (6, 2), (56, 112, 256, 336), (4, 6), 17_307_272, 16_453_712, 2.700, 82.7, 0.925),
-    "t": _variant((4, 4, 6, 2), (12, 2), (64, 128, 256, 512), (4, 8), 34_990_472, 33_467_040, 5.643, 84.2, 0.95),
-    "s": _variant((6, 6, 8, 3), (16, 3), (64, 128, 320, 512), (8, 16), 58_309_772, 56_156_452, 9.890, 84.8, 0.95),
-    "b": _variant((8, 8, 10, 4), (20, 4), (80, 160, 384, 576), (6, 9), 98_012_968, 94_942_528, 17.090, 85.1, 0.975),
-}  # fmt: skip
+    "xt": _variant(
+        (2, 2, 3, 2), (6, 2), (56, 112, 256, 336), (4, 6), 17_307_272, 16_453_712, 2.622, 2.700, 82.7, 0.925
+    ),
+    "t": _variant(
+        (4, 4, 6, 2), (12, 2), (64, 128, 256, 512), (4, 8), 34_990_472, 33_467_040, 5.481, 5.643, 84.2, 0.95
+    ),
+    "s": _variant(
+        (6, 6, 8, 3), (16, 3), (64, 128, 320, 512), (8, 16), 58_309_772, 56_156_452, 9.634, 9.890, 84.8, 0.95
+    ),
+    "b": _variant(
+        (8, 8, 10, 4),
+        (20, 4),
+        (80, 160, 384, 576),
+        (6, 9),
+        98_012_968,
+        94_942_528,
+        16.690,
+        17.090,
+        85.1,
+        0.975,
+    ),
+}
 
 #: From the authors' names of squeeze-and-excitation layers to ours.
 NAMES = (

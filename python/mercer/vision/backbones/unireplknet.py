@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from mercer import _checks
 from mercer.nn.conv import DepthwiseConv2d, DilatedReparamBlock, fold_norm, warn_if_unseen
+from mercer.nn.conv._reparam import outside_autograd
 from mercer.nn.layers import GlobalResponseNorm, SqueezeExcite
 from mercer.vision.backbones._family import Backbone, Family, Stage, Variant, feature_info, register
 
@@ -36,21 +37,21 @@ def _variant(depths: Sequence[int], width: int, kernels: Any, *figures: Any, **m
     arguments = {"depths": depths, "dims": tuple(width * 2**i for i in range(4))}
     if kernels is not None:
         arguments["kernel_sizes"] = kernels
-    parameters, deploy, gmacs, top1 = figures
-    return Variant(arguments, parameters, gmacs, top1, deploy_parameters=deploy, **more)
+    parameters, deploy, gmacs, all_gmacs, top1 = figures
+    return Variant(arguments, parameters, gmacs, all_gmacs, top1, deploy_parameters=deploy, **more)
 
 
 LARGER = {"input_size": 384, "crop_pct": 1.0, "pretrained_on": "ImageNet-22K"}
 VARIANTS = {
-    "a": _variant((2, 2, 6, 2), 40, None, 4_649_060, 4_437_300, 0.640, 77.0),
-    "f": _variant((2, 2, 6, 2), 48, None, 6_489_328, 6_235_216, 0.905, 78.6),
-    "p": _variant((2, 2, 6, 2), 64, None, 11_080_520, 10_741_704, 1.573, 80.2),
-    "n": _variant(N, 80, None, 18_818_880, 18_318_560, 2.767, 81.6),
-    "t": _variant(T, 80, T_KERNELS, 31_693_420, 31_037_980, 4.899, 83.2),
-    "s": _variant(S, 96, S_KERNELS, 56_456_704, 55_645_984, 9.094, 83.9),
-    "b": _variant(S, 128, S_KERNELS, 99_089_416, 98_008_456, 47.18, 87.4, **LARGER),
-    "l": _variant(S, 192, S_KERNELS, 220_076_056, 218_454_616, 105.42, 87.9, **LARGER),
-    "xl": _variant(S, 256, S_KERNELS, 388_690_984, 386_529_064, 186.77, 88.0, **LARGER),
+    "a": _variant((2, 2, 6, 2), 40, None, 4_649_060, 4_437_300, 0.644, 0.640, 77.0),
+    "f": _variant((2, 2, 6, 2), 48, None, 6_489_328, 6_235_216, 0.910, 0.905, 78.6),
+    "p": _variant((2, 2, 6, 2), 64, None, 11_080_520, 10_741_704, 1.580, 1.573, 80.2),
+    "n": _variant(N, 80, None, 18_818_880, 18_318_560, 2.775, 2.767, 81.6),
+    "t": _variant(T, 80, T_KERNELS, 31_693_420, 31_037_980, 4.914, 4.899, 83.2),
+    "s": _variant(S, 96, S_KERNELS, 56_456_704, 55_645_984, 9.116, 9.094, 83.9),
+    "b": _variant(S, 128, S_KERNELS, 99_089_416, 98_008_456, 47.26, 47.18, 87.4, **LARGER),
+    "l": _variant(S, 192, S_KERNELS, 220_076_056, 218_454_616, 105.55, 105.42, 87.9, **LARGER),
+    "xl": _variant(S, 256, S_KERNELS, 388_690_984, 386_529_064, 186.95, 186.77, 88.0, **LARGER),
 }
 
 
@@ -112,7 +113,7 @@ class UniRepLKNetBlock(nn.Module):
                 y = y * self.gamma.view(1, -1, 1, 1)
         return x + self.drop_path(y)
 
-    @torch.no_grad()
+    @outside_autograd
     def reparameterize(self) -> UniRepLKNetBlock:
         """Merge branches and batch norms, layer scale and the response norm's beta, in place."""
         if self.deploy:

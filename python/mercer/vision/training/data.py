@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -81,8 +83,12 @@ def open_data(source: str | Path | Mapping[str, Any], *, train: bool = True) -> 
     if source.is_file():
         if source.suffix != ".npz":
             raise ValueError(f"data must be a folder or a .npz file, got {source}")
-        with np.load(source, allow_pickle=False) as arrays:
-            return _from_arrays({name: arrays[name] for name in arrays}, train)
+        try:
+            with np.load(source, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file}
+        except (ValueError, EOFError, BadZipFile, zlib.error, TypeError, AttributeError) as error:
+            raise ValueError(f"{source} must be a .npz of plain arrays: {error}") from None
+        return _from_arrays(arrays, train)
     if not source.is_dir():
         raise FileNotFoundError(f"no such data: {source}")
     from torchvision.datasets import ImageFolder
@@ -107,9 +113,13 @@ def _from_arrays(arrays: Mapping[str, Any], train: bool) -> Data:
         x, y = np.asarray(arrays[f"x_{part}"]), np.asarray(arrays[f"y_{part}"]).reshape(-1)
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3):
             raise ValueError(f"x_{part} must be uint8 (N, H, W, 3) or (N, H, W), got {x.dtype} {x.shape}")
+        if not x.size:
+            raise ValueError(f"x_{part} must hold images, got {x.shape}")
         if len(x) != len(y) or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
             raise ValueError(f"y_{part} must be {len(x)} labels from 0, got {y.dtype} {y.shape}")
         parts[part] = Images(x, y.astype(np.int64))
-    labels = max(int(part.labels.max()) for part in parts.values() if len(part)) + 1
-    names = arrays.get("classes", np.arange(labels).astype(str))
+    labels = max(int(part.labels.max()) for part in parts.values()) + 1
+    names = np.asarray(arrays.get("classes", np.arange(labels))).reshape(-1)
+    if len(names) < labels:
+        raise ValueError(f"classes must name all {labels} classes, got {len(names)} names")
     return Data(parts.get("train"), parts[test], tuple(str(name) for name in names))

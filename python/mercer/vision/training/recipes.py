@@ -58,6 +58,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _checks.integer("epochs", self.epochs, 1)
         _checks.integer("batch_size", self.batch_size, 1)
+        _checks.integer("input_size", self.input_size, 1)
         _checks.real("learning_rate", self.learning_rate, 0, strict=True)
         _checks.choice("schedule", self.schedule, ("cosine", "constant"))
         for name in ("weight_decay", "warmup_epochs", "mixup", "cutmix", "clip", "auxiliary"):

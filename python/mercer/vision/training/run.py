@@ -210,11 +210,26 @@ def fit(
     last = out / "last.ckpt"
     module = Classifier(net, recipe, len(data.classes), size)
     start = last if resume and last.is_file() else None
+    if start is not None:
+        _check_resumable(start, module)
     trainer.fit(module, train, validation, ckpt_path=start, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     save(net, out / "model.safetensors")
     return validate(net, data, recipe=recipe, batch_size=size, workers=workers)
+
+
+def _check_resumable(path: Path, module: nn.Module) -> None:
+    """Refuse a checkpoint that is broken or of another model before Lightning reads it."""
+    from mercer.vision.backbones._checkpoint import read_state
+
+    found, wanted = read_state(path).get("state_dict"), module.state_dict()
+    if not isinstance(found, Mapping) or {name: value.shape for name, value in found.items()} != {
+        name: value.shape for name, value in wanted.items()
+    }:
+        raise ValueError(
+            f"{path} must be a run of this model with as many classes: take another folder, or begin afresh"
+        )
 
 
 def validate(
