@@ -8,7 +8,9 @@
 
 mod fused;
 mod geometry;
+mod lanes;
 mod pack;
+mod patch;
 mod tile;
 mod unfused;
 
@@ -73,11 +75,11 @@ impl Shape {
 
     /// How many pieces the tiles of a block of keys are cut into: enough to keep threads busy, and few enough that
     /// the keys that two pieces share are not most of them. Depends on the shape alone.
-    fn parts(&self, order: &geometry::Order) -> usize {
+    fn parts(&self, tiles: usize, keys: impl Fn(std::ops::Range<usize>) -> usize) -> usize {
         const PIECES: usize = 64;
-        let mut parts = PIECES.div_ceil((self.batch * self.kv_heads).max(1)).min(order.tiles);
+        let mut parts = PIECES.div_ceil((self.batch * self.kv_heads).max(1)).min(tiles);
         while parts > 4 {
-            let keys: usize = (0..parts).map(|p| order.key_range(part(order.tiles, parts, p)).len()).sum();
+            let keys: usize = (0..parts).map(|p| keys(part(tiles, parts, p))).sum();
             if keys <= 2 * self.grid.tokens() {
                 break;
             }

@@ -11,12 +11,6 @@ const WIDE: usize = 6;
 /// Lanes of a row of weights are a multiple of it, and register tiles of [`scatter`] have no more keys.
 const LANES: usize = 8;
 
-/// What lies under a bias is as good as not there; adding it to a score keeps it finite.
-#[inline(always)]
-pub(super) fn nowhere<T: Element>() -> T {
-    T::from_f64(-1e30)
-}
-
 /// The keys of a tile, or of a part of it: the same ones of each row of keys.
 ///
 /// Weights of a tile have `lanes` numbers for each row of keys, and those of a query that are not in its window are 0.

@@ -149,13 +149,13 @@ impl Layout {
 }
 
 /// Run `work` on all tiles of all blocks of keys, in pieces that depend on the shape alone; what it gave, in order.
-pub(super) fn each_piece<R: Send>(
+fn each_piece<R: Send>(
     shape: &Shape,
     order: &Order,
     cancel: &Cancel,
     work: impl Fn(usize, std::ops::Range<usize>) -> Result<R, Cancelled> + Sync,
 ) -> Result<Vec<R>, Cancelled> {
-    let parts = shape.parts(order);
+    let parts = shape.parts(order.tiles, |tiles| order.key_range(tiles).len());
     (0..shape.batch * shape.kv_heads * parts)
         .into_par_iter()
         .map(|i| {
@@ -178,7 +178,7 @@ pub(super) struct Tile<'a> {
 }
 
 /// Call `with` for each tile of the range.
-pub(super) fn tiles_of(
+fn tiles_of(
     order: &Order,
     tiles: std::ops::Range<usize>,
     cancel: &Cancel,
