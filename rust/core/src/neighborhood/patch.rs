@@ -189,11 +189,11 @@ impl Patches {
                 let shape = &self.groups[patch.group].shape;
                 signature.clear();
                 signature.extend([shape[1], shape[2]]);
-                for a in 0..3 {
+                for (a, &length) in shape.iter().enumerate() {
                     let first = patch.keys[a].start;
                     signature.extend([patch.there[a], patch.keys[a].len()]);
                     for i in 0..patch.there[a] {
-                        let keys = self.axes[a].keys(shape[a], patch.start[a] + i);
+                        let keys = self.axes[a].keys(length, patch.start[a] + i);
                         signature.extend([keys.start - first, keys.end - first]);
                     }
                 }

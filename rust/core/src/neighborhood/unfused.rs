@@ -239,7 +239,7 @@ impl<T: Element> Kernel for ProductsOf<'_, T> {
         let chunk = CHUNK.max(keys.lanes);
         for part in (0..keys.parts(chunk)).map(|at| keys.part(at, chunk)) {
             let (lanes, stride) = (part.narrow * size, part.vectors() * size);
-            scores::<L, T>(left, padded, d, key, &part, None, &mut buffer, stride);
+            scores::<L, T>(left, padded, d, key, &part, &mut buffer, stride);
             for i in 0..tile.band.rows {
                 // SAFETY: as above.
                 let to = unsafe { cells.part((block * tokens + tile.token + i * tile.step) * window, window) };
