@@ -1,7 +1,7 @@
 """Chapter: the attention of a sentence encoder replaced, and what it costs.
 
-The baseline is the encoder's own exact attention. Every method has the same memory: `BUDGET` numbers a token and head
-in place of a row of the attention matrix.
+The baseline is the encoder's own exact attention. The methods that spare rows of the attention matrix have the same
+memory: `BUDGET` numbers a token and head in place of a row. MatryoshkaKV spares keys and values instead.
 """
 
 from __future__ import annotations
@@ -38,6 +38,15 @@ METHODS: tuple[tuple[str, dict[str, Any], str], ...] = (
         "ours",
     ),
 )
+#: Share of the coordinates of keys and values that is kept, whether each head has a rank of its own, class of its line.
+COMPRESSED: tuple[tuple[str, float, bool, str], ...] = (
+    ("MatryoshkaKV, principal axes, 3/4 of keys and values", 0.75, False, "base"),
+    ("MatryoshkaKV, principal axes, half", 0.5, False, "base"),
+    ("MatryoshkaKV, half, a rank for each head", 0.5, True, "ours"),
+    ("MatryoshkaKV, principal axes, a quarter", 0.25, False, "base"),
+)
+#: Coordinates that a step of the search for ranks takes off, and ranks that a sweep lowers.
+INTERVAL, PER_SWEEP = 8, 48
 
 
 def run(tour: Tour) -> list[Section]:
@@ -51,22 +60,37 @@ def run(tour: Tour) -> list[Section]:
     with tour.stage("exact attention"):
         exact = {n: _encode(model, texts, n) for n in lengths}
     rows: list[list[str | Cell]] = []
-    series, speeds = [], []
+    series: list[Any] = []
     longest = lengths[-1]
+
+    def add(
+        name: str, kind: str, found: dict[int, tuple[np.ndarray, float]], left: str, to: list[Any]
+    ) -> None:
+        errors = np.array([1 - _cosines(found[n][0], exact[n][0]).mean() for n in lengths])
+        to.append((name, kind, np.array(lengths, float), errors))
+        kept = _neighbours_kept(exact[longest][0], found[longest][0])
+        seconds = f"{found[longest][1] * 1e3:.0f} ms"
+        rows.append([name, f"{1 - errors[-1]:.4f}", f"{100 * kept:.0f} %", seconds, left])
+
     for i, (name, options, kind) in enumerate(METHODS):
         with tour.stage(name.partition(":")[0].partition(",")[0] + f" ({i + 1})") as report:
             report(i, len(METHODS))
             found, memory = _replaced(model, texts, lengths, options)
-        errors = np.array([1 - _cosines(found[n][0], exact[n][0]).mean() for n in lengths])
-        series.append((name, kind, np.array(lengths, float), errors))
-        speeds.append((name, found[longest][1]))
-        kept = _neighbours_kept(exact[longest][0], found[longest][0])
-        rows.append([
-            name, f"{1 - errors[-1]:.4f}", f"{100 * kept:.0f} %", f"{found[longest][1] * 1e3:.0f} ms",
-            f"{memory / exact_bytes(model, longest) * 100:.0f} %",
-        ])  # fmt: skip
+        add(name, kind, found, f"rows, {memory / exact_bytes(model, longest) * 100:.0f} %", series)
     best = max(range(len(rows)), key=lambda i: float(str(rows[i][1])))
     rows[best][1] = Cell(str(rows[best][1]), "good")
+    with tour.stage("principal axes of keys and values"):
+        kv, batches = _calibrated(model, 6 if tour.quick else 24)
+    compressed: list[Any] = []
+    for name, budget, searched, kind in COMPRESSED:
+        with tour.stage(name) as report:
+            if searched:
+                kv.set_ranks(*_searched(model, kv, batches[:2], budget, report))
+            else:
+                kv.set_budget(budget)
+            with kv.attached(model):
+                found = {n: _encode(model, texts, n) for n in lengths}
+        add(name, kind, found, f"keys and values, {100 * kv.budget:.0f} %", compressed)
     rows.insert(0, ["exact", "1.0000", "100 %", f"{exact[longest][1] * 1e3:.0f} ms", "100 %"])
     table = Table(
         [
@@ -74,23 +98,33 @@ def run(tour: Tour) -> list[Section]:
             "cosine to exact",
             "5 neighbours kept",
             "time a text",
-            "memory of rows",
+            "memory",
         ],
         rows,
         caption="Mean cosine of a text's vector to the one of exact attention; how many of its five nearest other "
-        "texts stay; seconds of the whole encoder; numbers that stand for rows of the attention matrices.",
+        "texts stay; seconds of the whole encoder; what is left of the numbers that stand for rows of the attention "
+        "matrices, or of those of keys and values.",
     )
-    svg = figures.curves(
-        series,
-        x_title="tokens",
-        y_title="1 - cosine",
-        widths=[3 if k == "ours" else 1.8 for _, _, k in METHODS],
-    )
+    curves = [
+        figures.curves(
+            lines,
+            x_title="tokens",
+            y_title="1 - cosine",
+            widths=[3 if kind == "ours" else 1.8 for _, kind, _, _ in lines],
+        )
+        for lines in (series, compressed)
+    ]
     growth = _growth((512, 1024, 2048) if tour.quick else (512, 1024, 2048, 4096, 8192))
     return [
         Section("An encoder with other attention", [_introduction(len(texts)), table]),
         Section(
-            "Error against length", [Figure(svg, "Exact up to the budget; beyond it, what each form loses.")]
+            "Error against length",
+            [
+                Figure(curves[0], "Exact up to the budget; beyond it, what each form loses."),
+                Figure(
+                    curves[1], "Fewer coordinates of keys and values: the loss hardly depends on the length."
+                ),
+            ],
         ),
         Section("Time against length", [growth]),
     ]
@@ -101,12 +135,14 @@ def _introduction(n: int) -> Text:
         f"{n} long texts made of the docstrings of this environment, through a sentence encoder whose attention "
         f"layers are replaced by `mercer.nn.attention.replace`: no weight is changed or trained. Each method keeps "
         f"{BUDGET} numbers a token and head in place of a row of the attention matrix. The nearest tokens alone are "
-        "another attention, not an estimate of the full one; it is here because it is the cheapest."
+        "another attention, not an estimate of the full one; it is here because it is the cheapest. MatryoshkaKV keeps "
+        "the whole matrix and stores fewer coordinates of keys and values, in principal axes found on other texts; "
+        "training the axes, as its paper does, would lose less."
     )
 
 
-def _long_texts(count: int) -> list[str]:
-    """Docstrings joined in order until there is enough for the longest input."""
+def _long_texts(count: int, start: int = 0) -> list[str]:
+    """Docstrings joined in order until there is enough for the longest input; another `start` gives other texts."""
     texts, current = [], ""
     for document in corpora.collect().documents:
         current += document.text + " "
@@ -114,7 +150,7 @@ def _long_texts(count: int) -> list[str]:
             texts.append(current)
             current = ""
     step = max(1, len(texts) // count)
-    return texts[::step][:count]
+    return texts[start::step][:count]
 
 
 def _encode(model: Any, texts: list[str], tokens: int) -> tuple[np.ndarray, float]:
@@ -141,6 +177,49 @@ def _replaced(
     finally:
         done.undo()
     return found, done.memory(lengths[-1], heads=model.layers[0].attention.heads)[1]
+
+
+def _calibrated(model: Any, count: int) -> tuple[Any, list[Any]]:
+    """Principal axes of keys and values on other texts than those that are compared, and the token ids of these."""
+    import torch
+
+    from mercer.nn.attention.matryoshka import MatryoshkaKV
+
+    ids = model.tokenize(_long_texts(count, start=1), 128)
+    batches = [torch.tensor(row)[None] for row in ids]
+    return MatryoshkaKV.calibrate(model, batches), batches
+
+
+def _searched(model: Any, kv: Any, batches: list[Any], budget: float, report: Any) -> Any:
+    """Ranks of keys and values of each layer and head, (2, layers, heads), by what token states lose on some texts."""
+    import torch
+
+    from mercer.nn.attention.matryoshka import search_ranks
+
+    with torch.no_grad():
+        whole = [model(ids) for ids in batches]
+
+        def error(ranks: torch.Tensor) -> float:
+            kv.set_ranks(*ranks)
+            with kv.attached(model):
+                ours = [model(ids) for ids in batches]
+            return sum(
+                float((a - b).square().sum() / b.square().sum()) for a, b in zip(ours, whole, strict=True)
+            )
+
+        shape = (2, len(kv.attentions), kv.num_heads)
+        steps = -(
+            -int((1 - budget) * kv.head_dim / INTERVAL * 2 * len(kv.attentions) * kv.num_heads) // PER_SWEEP
+        )
+        return search_ranks(
+            error,
+            shape,
+            kv.head_dim,
+            INTERVAL,
+            budget,
+            PER_SWEEP,
+            progress=lambda sweep, _: report(sweep, steps),
+        )
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -199,7 +278,8 @@ CHAPTER = Chapter(
     name="attention",
     title="Attention that costs less",
     promise="What does a sentence encoder lose when its attention keeps 64 numbers a token? Exact neighborhoods, "
-    "random features, hashed clusters and their combination, put into the same trained model, side by side.",
+    "random features, hashed clusters and their combination, put into the same trained model, side by side; and what "
+    "when keys and values keep fewer coordinates.",
     run=run,
     requires=corpora.REQUIRES,
 )

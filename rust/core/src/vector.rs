@@ -48,6 +48,8 @@ pub trait Vector<T: Real>:
     fn positive(self) -> u32;
     /// The lanes negated whose bit is set.
     fn negate_where(self, mask: u32) -> Self;
+    /// The lanes whose bit is set, and those of `other` elsewhere.
+    fn keep_where(self, mask: u32, other: Self) -> Self;
     /// Lane i gets what lane i xor `by` holds; of `by` only the bits below `SIZE` count.
     fn exchange(self, by: u32) -> Self;
 
@@ -189,6 +191,10 @@ impl Vector<f64> for f64 {
         if mask & 1 == 1 { -self } else { self }
     }
     #[inline(always)]
+    fn keep_where(self, mask: u32, other: Self) -> Self {
+        if mask & 1 == 1 { self } else { other }
+    }
+    #[inline(always)]
     fn exchange(self, _: u32) -> Self {
         self
     }
@@ -268,6 +274,10 @@ impl Vector<f32> for f32 {
         if mask & 1 == 1 { -self } else { self }
     }
     #[inline(always)]
+    fn keep_where(self, mask: u32, other: Self) -> Self {
+        if mask & 1 == 1 { self } else { other }
+    }
+    #[inline(always)]
     fn exchange(self, _: u32) -> Self {
         self
     }
@@ -341,6 +351,10 @@ impl<T: Real, V: Vector<T>> Vector<T> for Two<V> {
         Self(self.0.negate_where(mask), self.1.negate_where(mask >> V::SIZE))
     }
     #[inline(always)]
+    fn keep_where(self, mask: u32, other: Self) -> Self {
+        Self(self.0.keep_where(mask, other.0), self.1.keep_where(mask >> V::SIZE, other.1))
+    }
+    #[inline(always)]
     fn exchange(self, by: u32) -> Self {
         let (a, b) = (self.0.exchange(by), self.1.exchange(by));
         if by & V::SIZE as u32 != 0 { Self(b, a) } else { Self(a, b) }
@@ -383,7 +397,7 @@ pub(crate) mod x86 {
 
     macro_rules! vector {
         ($name:ident, $t:ty, $size:literal, $rows:literal, $tile:expr, $splat:ident, $load:ident, $store:ident, $fma:ident,
-         $min:ident, $max:ident, $sqrt:ident, $power:expr, $positive:expr, $negate:expr, $exchange:expr) => {
+         $min:ident, $max:ident, $sqrt:ident, $power:expr, $positive:expr, $negate:expr, $keep:expr, $exchange:expr) => {
             impl Vector<$t> for $name {
                 const SIZE: usize = $size;
                 const ROWS: usize = $rows;
@@ -437,6 +451,10 @@ pub(crate) mod x86 {
                     $negate(self, mask)
                 }
                 #[inline(always)]
+                fn keep_where(self, mask: u32, other: Self) -> Self {
+                    $keep(self, mask, other)
+                }
+                #[inline(always)]
                 fn exchange(self, by: u32) -> Self {
                     $exchange(self, by)
                 }
@@ -465,6 +483,14 @@ pub(crate) mod x86 {
                 let bit = _mm256_setr_epi64x(1, 2, 4, 8);
                 let set = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(mask.into()), bit), bit);
                 Four(_mm256_xor_pd(x.0, _mm256_castsi256_pd(_mm256_slli_epi64::<63>(set))))
+            }
+        },
+        |x: Four, mask: u32, other: Four| {
+            // SAFETY: see above.
+            unsafe {
+                let bit = _mm256_setr_epi64x(1, 2, 4, 8);
+                let set = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(mask.into()), bit), bit);
+                Four(_mm256_blendv_pd(other.0, x.0, _mm256_castsi256_pd(set)))
             }
         },
         |x: Four, by: u32| {
@@ -498,6 +524,10 @@ pub(crate) mod x86 {
         |x: Eight, mask: u32| {
             // SAFETY: see above.
             unsafe { Eight(_mm512_mask_sub_pd(x.0, mask as u8, _mm512_set1_pd(-0.0), x.0)) }
+        },
+        |x: Eight, mask: u32, other: Eight| {
+            // SAFETY: see above.
+            unsafe { Eight(_mm512_mask_blend_pd(mask as u8, other.0, x.0)) }
         },
         |x: Eight, by: u32| {
             // SAFETY: see above.
@@ -535,6 +565,14 @@ pub(crate) mod x86 {
                 EightSingles(_mm256_xor_ps(x.0, _mm256_castsi256_ps(_mm256_slli_epi32::<31>(set))))
             }
         },
+        |x: EightSingles, mask: u32, other: EightSingles| {
+            // SAFETY: see above.
+            unsafe {
+                let bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                let set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(mask as i32), bit), bit);
+                EightSingles(_mm256_blendv_ps(other.0, x.0, _mm256_castsi256_ps(set)))
+            }
+        },
         |x: EightSingles, by: u32| {
             // SAFETY: see above.
             unsafe {
@@ -567,6 +605,10 @@ pub(crate) mod x86 {
         |x: SixteenSingles, mask: u32| {
             // SAFETY: see above.
             unsafe { SixteenSingles(_mm512_mask_sub_ps(x.0, mask as u16, _mm512_set1_ps(-0.0), x.0)) }
+        },
+        |x: SixteenSingles, mask: u32, other: SixteenSingles| {
+            // SAFETY: see above.
+            unsafe { SixteenSingles(_mm512_mask_blend_ps(mask as u16, other.0, x.0)) }
         },
         |x: SixteenSingles, by: u32| {
             // SAFETY: see above.

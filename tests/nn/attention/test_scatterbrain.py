@@ -458,3 +458,10 @@ def test_bad_input_is_refused(change, error, message):
     scatterbrain_attention(**good)
     with pytest.raises(error, match=message):
         scatterbrain_attention(**{**good, **change})
+
+
+def test_an_empty_batch_gives_an_empty_output_and_gradient() -> None:
+    q = torch.randn(0, 2, 16, 8, requires_grad=True)
+    out = scatterbrain_attention(q, q, q[..., :4], 8, window=4)
+    out.sum().backward()
+    assert out.shape == (0, 2, 16, 4) and q.grad is not None and q.grad.shape == q.shape

@@ -1,16 +1,19 @@
 //! Softmax attention over neighborhoods, forward and backward: no weight is ever stored.
 
-use super::geometry::ROWS;
-use super::pack::{Cells, Columns, Partial, Rows, merge, rows_of_tile, vector_size};
-use super::tile::{Keys, SPARE, Source, nowhere, scatter, scores, weighted_sums};
-use super::unfused::{Tile, each_piece, tiles_of};
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::geometry::Order;
+use super::lanes::{Aligned, lanes_of, nowhere, prefetch, products, spread, sums};
+use super::pack::{Cells, Partial, each_token, merge, vector_size};
+use super::patch::{Patch, Patches, Pattern, QUERIES};
+use super::softmax::{exponentials, inner, largest, scaled, shrink, softmax_gradient};
 use super::{Layout, Shape, Strided};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::vector::{Element, Vector};
-
-/// Vectors of a tile that are worked on at a time: their scores stay in the first cache.
-const CHUNK: usize = 48;
 
 /// What attention is computed from.
 #[derive(Clone, Copy, Debug)]
@@ -57,38 +60,47 @@ pub fn forward<T: Element>(
     cancel: &Cancel,
 ) -> Result<(), Cancelled> {
     shape.check();
-    let order = super::geometry::Order::new(shape.grid);
+    let order = Order::new(shape.grid);
+    let patches = Patches::new(&order, lanes_of::<T>());
     let tokens = shape.grid.tokens();
     assert_eq!(lse.len(), shape.batch * tokens * shape.heads);
-    let shared = (shape.batch * shape.kv_heads, shape.kv_heads);
-    let key = Columns::pack(&order, inputs.key, shared, shape.dim);
-    let value = Rows::new(&order, inputs.value, shared, shape.value_dim);
     let (cells, log_sums) = (Cells::new(out), Cells::new(lse));
-    let group = shape.heads / shape.kv_heads;
-    each_piece(&shape, &order, cancel, |block, tiles| {
-        let mut scratch = Scratch::default();
-        tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
-            for head in 0..group {
-                let (batch, head) = (block / shape.kv_heads, block % shape.kv_heads * group + head);
+    each_piece(&shape, &patches, cancel, |block, range| {
+        let keys = patches.key_range(range.clone());
+        let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
+        let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
+        let mut scratch = Scratch::new(&shape);
+        for index in range {
+            cancel.check()?;
+            let patch = patches.of(index);
+            let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
+            for (batch, head) in heads(&shape, block) {
+                let (query, out) = (inputs.query.layout, batch * layout.batch + head * layout.head);
+                soon(&after, inputs.query.data, query, batch * query.batch + head * query.head, shape.dim);
+                here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
+                    prefetch(cells.as_ptr(), out + token * layout.token, shape.value_dim);
+                });
+                scratch.prepare(patches.pattern(index, &patch));
                 dispatch(Forward {
-                    tile,
+                    shape: &shape,
+                    tokens: &here,
+                    patch: &patch,
                     query: inputs.query,
                     query_at: batch * inputs.query.layout.batch + head * inputs.query.layout.head,
                     scale: T::from_f64(inputs.scale),
-                    dim: shape.dim,
-                    key: key.of(block),
-                    value: value.of(block),
-                    value_dim: shape.value_dim,
+                    key: &key,
+                    value: &value,
+                    first: keys.start,
                     out: cells,
                     at: batch * layout.batch + head * layout.head,
                     step: layout.token,
                     lse: log_sums,
                     lse_at: batch * tokens * shape.heads + head,
-                    heads: shape.heads,
                     scratch: &mut scratch,
                 });
             }
-        })
+        }
+        Ok(())
     })
     .map(|_: Vec<()>| ())
 }
@@ -104,40 +116,46 @@ pub fn backward<T: Element>(
     cancel: &Cancel,
 ) -> Result<(), Cancelled> {
     shape.check();
-    let order = super::geometry::Order::new(shape.grid);
-    let shared = (shape.batch * shape.kv_heads, shape.kv_heads);
-    let key_rows = Rows::new(&order, inputs.key, shared, shape.dim);
-    let key = Columns::pack(&order, inputs.key, shared, shape.dim);
-    let value = Columns::pack(&order, inputs.value, shared, shape.value_dim);
+    let order = Order::new(shape.grid);
+    let patches = Patches::new(&order, lanes_of::<T>());
     let tokens = shape.grid.tokens();
     assert_eq!(gradients.lse.len(), shape.batch * tokens * shape.heads);
     assert!(gradients.grad_lse.is_none_or(|g| g.len() == gradients.lse.len()));
-    let padded = [shape.dim, shape.value_dim].map(|columns| columns.next_multiple_of(vector_size::<T>()));
     let by_query = Cells::new(gradients.query);
-    let group = shape.heads / shape.kv_heads;
-    let partials = each_piece(&shape, &order, cancel, |block, tiles| {
-        let keys = order.key_range(tiles.clone());
-        let room = |padded: usize| Partial::new(&keys, (keys.len() + SPARE) * padded);
-        let (mut by_key, mut by_value) = (room(padded[0]), room(padded[1]));
-        let mut scratch = Scratch::default();
-        tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
-            for head in 0..group {
-                let (batch, head) = (block / shape.kv_heads, block % shape.kv_heads * group + head);
+    let partials = each_piece(&shape, &patches, cancel, |block, range| {
+        let keys = patches.key_range(range.clone());
+        let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
+        let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
+        let (mut by_key, mut by_value) = (Partial::new(&keys, key.len()), Partial::new(&keys, value.len()));
+        let mut scratch = Scratch::new(&shape);
+        for index in range {
+            cancel.check()?;
+            let patch = patches.of(index);
+            let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
+            for (batch, head) in heads(&shape, block) {
                 let at = |layout: Layout| batch * layout.batch + head * layout.head;
+                for (of, columns) in
+                    [(inputs.query, shape.dim), (gradients.grad, shape.value_dim), (gradients.out, shape.value_dim)]
+                {
+                    soon(&after, of.data, of.layout, at(of.layout), columns);
+                }
+                here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
+                    let layout = inputs.query.layout;
+                    prefetch(by_query.as_ptr(), at(layout) + token * layout.token, shape.dim);
+                });
+                scratch.prepare(patches.pattern(index, &patch));
                 dispatch(Backward {
-                    tile,
+                    shape: &shape,
+                    tokens: &here,
+                    patch: &patch,
                     query: inputs.query,
-                    dim: shape.dim,
                     grad: gradients.grad,
                     out: gradients.out,
                     at: [inputs.query.layout, gradients.grad.layout, gradients.out.layout].map(at),
-                    value_dim: shape.value_dim,
                     lse: (gradients.lse, gradients.grad_lse),
                     lse_at: batch * tokens * shape.heads + head,
-                    heads: shape.heads,
-                    key_rows: key_rows.of(block),
-                    key: key.of(block),
-                    value: value.of(block),
+                    key: &key,
+                    value: &value,
                     by_query,
                     scale: T::from_f64(inputs.scale),
                     by_key: &mut by_key.sums,
@@ -146,124 +164,195 @@ pub fn backward<T: Element>(
                     scratch: &mut scratch,
                 });
             }
-        })?;
+        }
         Ok((by_key, by_value))
     })?;
     if !partials.is_empty() {
-        let parts = partials.len() / shared.0;
+        let parts = partials.len() / (shape.batch * shape.kv_heads);
         let (by_key, by_value): (Vec<_>, Vec<_>) = partials.iter().map(|(k, v)| (k, v)).unzip();
-        merge(&order, &by_key, parts, shared.1, shape.dim, gradients.key, inputs.key.layout);
-        merge(&order, &by_value, parts, shared.1, shape.value_dim, gradients.value, inputs.value.layout);
+        merge(&order, &by_key, parts, shape.kv_heads, shape.dim, gradients.key, inputs.key.layout);
+        merge(&order, &by_value, parts, shape.kv_heads, shape.value_dim, gradients.value, inputs.value.layout);
     }
     Ok(())
 }
 
+/// Run `work` on all patches of all blocks of keys, in pieces that depend on the shape alone; what it gave, in order.
+fn each_piece<R: Send>(
+    shape: &Shape,
+    patches: &Patches,
+    cancel: &Cancel,
+    work: impl Fn(usize, Range<usize>) -> Result<R, Cancelled> + Sync,
+) -> Result<Vec<R>, Cancelled> {
+    let parts = shape.parts(patches.count, |range| patches.key_range(range).len());
+    let heads = shape.kv_heads;
+    let found: Vec<R> = (0..shape.batch * parts * heads)
+        .into_par_iter()
+        .map(|i| {
+            cancel.check()?;
+            // Heads of the same tokens follow each other: they lie in the same pages.
+            let (batch, part, head) = (i / heads / parts, i / heads % parts, i % heads);
+            work(batch * heads + head, super::part(patches.count, parts, part))
+        })
+        .collect::<Result<_, _>>()?;
+    let mut found: Vec<Option<R>> = found.into_iter().map(Some).collect();
+    let of = |i: usize| i / parts / heads * parts * heads + i % parts * heads + i / parts % heads;
+    Ok((0..found.len()).filter_map(|i| found[of(i)].take()).collect())
+}
+
+/// Batch and head of the queries that use a block of keys.
+fn heads(shape: &Shape, block: usize) -> impl Iterator<Item = (usize, usize)> {
+    let (group, batch, head) = (shape.heads / shape.kv_heads, block / shape.kv_heads, block % shape.kv_heads);
+    (head * group..(head + 1) * group).map(move |head| (batch, head))
+}
+
+/// The packed rows of some keys, padded with zeros.
+fn pack<T: Element>(
+    order: &Order,
+    from: Strided<'_, T>,
+    (block, heads): (usize, usize),
+    keys: &Range<usize>,
+    columns: usize,
+) -> Aligned<T> {
+    let padded = columns.next_multiple_of(vector_size::<T>());
+    let (at, mut rows) = (from.layout.at(block, heads), Aligned::with_capacity(keys.len() * padded));
+    each_token(order, keys.clone(), |_, token| {
+        const AHEAD: usize = 16;
+        let start = at + token * from.layout.token;
+        prefetch(from.data.as_ptr(), start + AHEAD * from.layout.token, columns);
+        rows.push(&from.data[start..start + columns], padded);
+    });
+    rows
+}
+
 /// What one thread works in.
 struct Scratch<T> {
-    left: Vec<T>,
-    up: Vec<T>,
-    sums: Vec<T>,
-    /// Scores and gradients of weights, narrow; then weights and gradients of scores, wide: 0 outside windows.
-    scores: Vec<T>,
-    products: Vec<T>,
-    weights: Vec<T>,
-    by_scores: Vec<T>,
-    /// Added to the scores of a row of keys, and times their exponentials: for these keys.
-    bias: Vec<T>,
-    keep: Vec<T>,
-    mask: Option<Mask>,
-}
-
-/// What bias, keep and the zeros among the weights depend on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mask {
-    rows: usize,
-    from: [usize; ROWS],
-    to: [usize; ROWS],
-    group: usize,
-    narrow: usize,
-    stride: usize,
-}
-
-impl<T> Default for Scratch<T> {
-    fn default() -> Self {
-        Self {
-            left: Vec::new(),
-            up: Vec::new(),
-            sums: Vec::new(),
-            scores: Vec::new(),
-            products: Vec::new(),
-            weights: Vec::new(),
-            by_scores: Vec::new(),
-            bias: Vec::new(),
-            keep: Vec::new(),
-            mask: None,
-        }
-    }
+    pattern: Arc<Pattern>,
+    /// Rows of queries and of gradients (lanes x columns), and their transposes.
+    left: Aligned<T>,
+    up: Aligned<T>,
+    left_lanes: Aligned<T>,
+    up_lanes: Aligned<T>,
+    sums: Aligned<T>,
+    /// Scores, then weights; gradients of weights, then of scores (keys x lanes); 0 for lanes that see nothing.
+    weights: Aligned<T>,
+    by_scores: Aligned<T>,
 }
 
 impl<T: Element> Scratch<T> {
-    /// Make room for a tile; `stride` weights of a query are worked on at a time.
+    fn new(shape: &Shape) -> Self {
+        let [dim, value_dim] =
+            [shape.dim, shape.value_dim].map(|columns| QUERIES * columns.next_multiple_of(vector_size::<T>()));
+        Self {
+            pattern: Arc::default(),
+            left: Aligned::zeros(dim),
+            up: Aligned::zeros(value_dim),
+            left_lanes: Aligned::zeros(dim),
+            up_lanes: Aligned::zeros(value_dim),
+            sums: Aligned::zeros(dim.max(value_dim)),
+            weights: Aligned::default(),
+            by_scores: Aligned::default(),
+        }
+    }
+
+    /// Make ready for a patch.
     #[inline(always)]
-    fn prepare(&mut self, keys: &Keys<'_>, size: usize, stride: usize, padded: usize) {
-        self.sums.clear();
-        self.sums.resize(ROWS * padded, T::default());
-        let band = keys.band;
-        let (rows, from, to) = (band.rows, band.from, band.to);
-        // Tiles inside the grid have the same.
-        let mask = Mask { rows, from, to, group: keys.group, narrow: keys.narrow, stride };
-        if self.mask.as_ref() == Some(&mask) {
-            return;
+    fn prepare(&mut self, pattern: Arc<Pattern>) {
+        if !Arc::ptr_eq(&pattern, &self.pattern) {
+            self.pattern = pattern;
+            let room = self.pattern.longest * QUERIES;
+            for of in [&mut self.weights, &mut self.by_scores] {
+                if of.len() < room {
+                    *of = Aligned::zeros(room);
+                }
+                of.fill(T::default());
+            }
         }
-        for wide in [&mut self.weights, &mut self.by_scores, &mut self.scores, &mut self.products] {
-            wide.clear();
-            wide.resize(ROWS * stride, T::default());
+        self.sums.fill(T::default());
+    }
+
+    /// Make ready for a chunk: others may have left something in lanes that see nothing of this one.
+    #[inline(always)]
+    fn clear(&mut self) {
+        if self.pattern.chunks.len() > 1 {
+            self.weights.fill(T::default());
+            self.by_scores.fill(T::default());
         }
-        let lanes = keys.narrow * size;
-        self.bias.clear();
-        self.bias.resize(ROWS * lanes, nowhere());
-        self.keep.clear();
-        self.keep.resize(ROWS * lanes, T::default());
-        for i in 0..rows {
-            let at = i * lanes - keys.shift[i];
-            let seen = at + from[i]..at + to[i];
-            self.bias[seen.clone()].fill(T::default());
-            self.keep[seen].fill(T::from_f64(1.0));
-        }
-        self.mask = Some(mask);
     }
 }
 
-/// The lanes folded into one, in halves.
+/// The rows of a patch's queries, times `scale`, and their transpose. Lanes without a query keep what they had.
 #[inline(always)]
-fn fold<T: Element, V: Vector<T>>(mut of: V, maximum: bool) -> T {
-    let mut half = V::SIZE / 2;
-    while half > 0 {
-        let other = of.exchange(half as u32);
-        of = if maximum { of.most(other) } else { of + other };
-        half /= 2;
+fn gather<L: Lanes, T: Element>(
+    from: &Strided<'_, T>,
+    at: usize,
+    tokens: &[usize; QUERIES],
+    columns: usize,
+    scale: T,
+    rows: &mut [T],
+    lanes: &mut [T],
+) {
+    let (size, by) = (T::Of::<L>::SIZE, T::Of::<L>::all(scale));
+    let (padded, whole) = (rows.len() / QUERIES, columns / size * size);
+    for (lane, &token) in tokens.iter().enumerate().filter(|(_, token)| **token != usize::MAX) {
+        let from = &from.data[at + token * from.layout.token..][..columns];
+        let row = &mut rows[lane * padded..][..columns];
+        for k in (0..whole).step_by(size) {
+            // SAFETY: whole vectors of both rows.
+            unsafe { (T::Of::<L>::read(from.as_ptr().add(k)) * by).write(row.as_mut_ptr().add(k)) };
+        }
+        for k in whole..columns {
+            row[k] = T::from_f64(from[k].to_f64() * scale.to_f64());
+        }
     }
-    let mut lanes = [T::default(); 32];
-    // SAFETY: no vector has more than 32 lanes.
-    unsafe { of.write(lanes.as_mut_ptr()) };
-    lanes[0]
+    const SIDE: usize = 8;
+    assert!(rows.len() >= QUERIES * padded && lanes.len() >= columns * QUERIES);
+    for first in (0..columns).step_by(SIDE) {
+        for lane in 0..QUERIES {
+            for k in first..columns.min(first + SIDE) {
+                // SAFETY: the assert above.
+                unsafe { *lanes.get_unchecked_mut(k * QUERIES + lane) = *rows.get_unchecked(lane * padded + k) };
+            }
+        }
+    }
+}
+
+/// The queries of the patch that follows, or of none.
+fn after(patches: &Patches, index: usize) -> [usize; QUERIES] {
+    if index + 1 == patches.count {
+        return [usize::MAX; QUERIES];
+    }
+    tokens_of(patches, &patches.of(index + 1))
+}
+
+/// Ask for what the next patch begins with.
+fn soon<T>(tokens: &[usize; QUERIES], data: &[T], layout: Layout, at: usize, columns: usize) {
+    for token in tokens.iter().filter(|token| **token != usize::MAX) {
+        prefetch(data.as_ptr(), at + token * layout.token, columns);
+    }
+}
+
+fn tokens_of(patches: &Patches, patch: &Patch) -> [usize; QUERIES] {
+    let mut tokens = [usize::MAX; QUERIES];
+    patches.queries(patch, |lane, token| tokens[lane] = token);
+    tokens
 }
 
 struct Forward<'a, T> {
-    tile: Tile<'a>,
+    shape: &'a Shape,
+    tokens: &'a [usize; QUERIES],
+    patch: &'a Patch,
     query: Strided<'a, T>,
     query_at: usize,
     scale: T,
-    dim: usize,
     key: &'a [T],
-    value: Source<'a, T>,
-    value_dim: usize,
+    value: &'a [T],
+    /// The first of the packed keys.
+    first: usize,
     out: Cells<'a, T>,
     at: usize,
     step: usize,
     lse: Cells<'a, T>,
     lse_at: usize,
-    heads: usize,
     scratch: &'a mut Scratch<T>,
 }
 
@@ -271,125 +360,53 @@ impl<T: Element> Kernel for Forward<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let size = T::Of::<L>::SIZE;
-        let Self { tile, scratch, value_dim, .. } = self;
-        let (band, value_padded) = (tile.band, self.value.padded);
-        let padded =
-            rows_of_tile::<L, T>(&self.query, self.query_at, &tile, self.dim, Some(self.scale), &mut scratch.left);
-        let keys = Keys::new(tile.rows, band, (tile.blocks, tile.step), size);
-        let stride = widest(&keys, size);
-        scratch.prepare(&keys, size, stride, value_padded);
-        let lanes = keys.narrow * size;
-        let bias = Some((&scratch.bias[..], lanes));
-        let (mut top, mut total) = ([nowhere::<T>(); ROWS], [T::default(); ROWS]);
-        for at in 0..keys.parts(CHUNK * size) {
-            let part = keys.part(at, CHUNK * size);
-            scores::<L, T>(&scratch.left, padded, self.dim, self.key, &part, bias, &mut scratch.scores, stride);
-            for i in 0..band.rows {
-                let row = &scratch.scores[i * stride..][..part.vectors() * size];
-                let most = fold::<T, T::Of<L>>(largest::<L, T>(row), true);
-                if most.to_f64() > top[i].to_f64() {
-                    if at > 0 {
-                        let shrink = T::from_f64((top[i].to_f64() - most.to_f64()).exp());
-                        total[i] = T::from_f64(total[i].to_f64() * shrink.to_f64());
-                        let sums = &mut scratch.sums[i * value_padded..(i + 1) * value_padded];
-                        sums.iter_mut().for_each(|x| *x = T::from_f64(x.to_f64() * shrink.to_f64()));
-                    }
-                    top[i] = most;
-                }
-                let keep = &scratch.keep[i * lanes..(i + 1) * lanes];
-                let to = &mut scratch.weights[i * stride..(i + 1) * stride];
-                let here = exponentials::<L, T>(row, &part, i, keep, top[i], to);
-                total[i] = T::from_f64(total[i].to_f64() + fold::<T, T::Of<L>>(here, false).to_f64());
+        let Self { shape, patch, scratch, .. } = self;
+        let (dim, value_dim) = (shape.dim, shape.value_dim);
+        let tokens = self.tokens;
+        gather::<L, T>(&self.query, self.query_at, tokens, dim, self.scale, &mut scratch.left, &mut scratch.left_lanes);
+        let (padded, value_padded) = (scratch.left.len() / QUERIES, scratch.up.len() / QUERIES);
+        let key = &self.key[(patch.packed.start - self.first) * padded..];
+        let value = &self.value[(patch.packed.start - self.first) * value_padded..];
+        let (mut top, mut total) = ([nowhere::<T>(); QUERIES], [T::default(); QUERIES]);
+        for at in 0..scratch.pattern.chunks.len() {
+            scratch.clear();
+            let chunk = &scratch.pattern.chunks[at];
+            let seen = (&*scratch.pattern, chunk);
+            products::<L, T>(&scratch.left_lanes, dim, (key, padded), seen, true, &mut scratch.weights);
+            let before = top;
+            largest::<L, T>(&scratch.weights, seen, &mut top);
+            if at > 0 {
+                shrink(&before, &top, &mut total, &mut scratch.sums, value_padded);
             }
-            weighted_sums::<L, T>(&scratch.weights, stride, &self.value, &part, &mut scratch.sums);
+            exponentials::<L, T>(&mut scratch.weights, seen, &top, &mut total);
+            sums::<L, T>(&scratch.weights, (value, value_padded), seen, &mut scratch.sums);
         }
-        for i in 0..band.rows {
-            let token = tile.token + i * tile.step;
-            // SAFETY: a query and head is written by its own tile only.
+        for (lane, &token) in tokens.iter().enumerate().filter(|(_, token)| **token != usize::MAX) {
+            // SAFETY: a query and head is written by its own patch only.
             let (out, lse) = unsafe {
                 (
                     self.out.part(self.at + token * self.step, value_dim),
-                    self.lse.part(self.lse_at + token * self.heads, 1),
+                    self.lse.part(self.lse_at + token * shape.heads, 1),
                 )
             };
-            let by = 1.0 / total[i].to_f64();
-            for (out, sum) in out.iter_mut().zip(&scratch.sums[i * value_padded..]) {
-                *out = T::from_f64(sum.to_f64() * by);
-            }
-            lse[0] = T::from_f64(top[i].to_f64() + total[i].to_f64().ln());
+            let by = T::from_f64(1.0 / total[lane].to_f64());
+            scaled::<L, T>(&scratch.sums[lane * value_padded..][..value_dim], by, out);
+            lse[0] = T::from_f64(top[lane].to_f64() + total[lane].to_f64().ln());
         }
     }
-}
-
-#[inline(always)]
-fn largest<L: Lanes, T: Element>(row: &[T]) -> T::Of<L> {
-    let size = T::Of::<L>::SIZE;
-    let mut most = T::Of::<L>::all(nowhere());
-    for at in (0..row.len() / size).map(|v| v * size) {
-        // SAFETY: inside the row.
-        most = most.most(unsafe { T::Of::<L>::read(row.as_ptr().add(at)) });
-    }
-    most
-}
-
-/// Numbers of weights of a query that are worked on at a time.
-#[inline(always)]
-fn widest(keys: &Keys<'_>, size: usize) -> usize {
-    keys.part(0, CHUNK * size).width()
-}
-
-/// Lanes after the last vector of a row of keys, which an earlier part may have written: only where there is one row.
-#[inline(always)]
-fn clear_end<T: Element>(keys: &Keys<'_>, size: usize, to: &mut [T]) {
-    if keys.first > 0 {
-        to[keys.narrow * size..keys.lanes].fill(T::default());
-    }
-}
-
-/// The exponentials of `row` after `top` into the weights `to` of query `i`, where they are kept; their sum.
-#[inline(always)]
-fn exponentials<L: Lanes, T: Element>(
-    row: &[T],
-    keys: &Keys<'_>,
-    i: usize,
-    keep: &[T],
-    top: T,
-    to: &mut [T],
-) -> T::Of<L> {
-    let size = T::Of::<L>::SIZE;
-    let (mut sum, top) = (T::Of::<L>::all(T::default()), T::Of::<L>::all(top));
-    assert!(keys.vectors() * size <= row.len() && keys.first + keys.narrow * size <= keep.len());
-    assert!(keys.width() <= to.len() && keys.shift[i] + keys.narrow * size <= keys.lanes);
-    for r in 0..keys.rows.len() {
-        for v in 0..keys.narrow {
-            // SAFETY: the asserts above.
-            unsafe {
-                let score = row.as_ptr().add((r * keys.narrow + v) * size);
-                let keep = keep.as_ptr().add(keys.first + v * size);
-                let e = T::exp_negative(T::Of::<L>::read(score) - top) * T::Of::<L>::read(keep);
-                e.write(to.as_mut_ptr().add(r * keys.lanes + keys.shift[i] + v * size));
-                sum = sum + e;
-            }
-        }
-    }
-    clear_end(keys, size, to);
-    sum
 }
 
 struct Backward<'a, T> {
-    tile: Tile<'a>,
+    shape: &'a Shape,
+    tokens: &'a [usize; QUERIES],
+    patch: &'a Patch,
     query: Strided<'a, T>,
-    dim: usize,
     grad: Strided<'a, T>,
     out: Strided<'a, T>,
     /// Where the head of each of the three begins.
     at: [usize; 3],
-    value_dim: usize,
     lse: (&'a [T], Option<&'a [T]>),
     lse_at: usize,
-    heads: usize,
-    key_rows: Source<'a, T>,
     key: &'a [T],
     value: &'a [T],
     by_query: Cells<'a, T>,
@@ -404,106 +421,43 @@ impl<T: Element> Kernel for Backward<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let size = T::Of::<L>::SIZE;
-        let Self { tile, scratch, dim, first: base, .. } = self;
-        let band = tile.band;
-        let padded = rows_of_tile::<L, T>(&self.query, self.at[0], &tile, dim, Some(self.scale), &mut scratch.left);
-        let value_padded = rows_of_tile::<L, T>(&self.grad, self.at[1], &tile, self.value_dim, None, &mut scratch.up);
+        let Self { shape, patch, scratch, .. } = self;
+        let (dim, value_dim) = (shape.dim, shape.value_dim);
+        let tokens = self.tokens;
+        let Scratch { pattern, left, up, left_lanes, up_lanes, .. } = &mut *scratch;
+        gather::<L, T>(&self.query, self.at[0], tokens, dim, self.scale, left, left_lanes);
+        gather::<L, T>(&self.grad, self.at[1], tokens, value_dim, T::from_f64(1.0), up, up_lanes);
+        let (padded, value_padded) = (left.len() / QUERIES, up.len() / QUERIES);
         // Of each query: the logarithm of its sum, and what is taken from the gradients of its weights.
-        let mut sums = [(T::default(), T::default()); ROWS];
-        for (i, sum) in sums.iter_mut().enumerate().take(band.rows) {
-            let token = tile.token + i * tile.step;
-            let out = &self.out.data[self.at[2] + token * self.out.layout.token..][..self.value_dim];
-            let index = self.lse_at + token * self.heads;
+        let (mut lse, mut shift) = ([T::default(); QUERIES], [T::default(); QUERIES]);
+        for (lane, &token) in tokens.iter().enumerate().filter(|(_, token)| **token != usize::MAX) {
+            let out = &self.out.data[self.at[2] + token * self.out.layout.token..][..value_dim];
+            let index = self.lse_at + token * shape.heads;
             let by_lse = self.lse.1.map_or(0.0, |g| g[index].to_f64());
-            let shift = inner::<L, T>(&scratch.up[i * value_padded..][..self.value_dim], out) - by_lse;
-            *sum = (self.lse.0[index], T::from_f64(shift));
+            lse[lane] = self.lse.0[index];
+            shift[lane] = T::from_f64(inner::<L, T>(&up[lane * value_padded..][..value_dim], out) - by_lse);
         }
-        let keys = Keys::new(tile.rows, band, (tile.blocks, tile.step), size);
-        let stride = widest(&keys, size);
-        scratch.prepare(&keys, size, stride, padded);
-        let lanes = keys.narrow * size;
-        let bias = Some((&scratch.bias[..], lanes));
-        for at in 0..keys.parts(CHUNK * size) {
-            let part = keys.part(at, CHUNK * size);
-            scores::<L, T>(&scratch.left, padded, dim, self.key, &part, bias, &mut scratch.scores, stride);
-            let by_weights = &mut scratch.products;
-            scores::<L, T>(&scratch.up, value_padded, self.value_dim, self.value, &part, None, by_weights, stride);
-            for (i, sums) in sums.iter().enumerate().take(band.rows) {
-                let of = i * stride..(i + 1) * stride;
-                softmax_gradient::<L, T>(
-                    (&scratch.scores[of.clone()], &scratch.products[of.clone()]),
-                    &part,
-                    i,
-                    &scratch.keep[i * lanes..(i + 1) * lanes],
-                    *sums,
-                    (&mut scratch.weights[of.clone()], &mut scratch.by_scores[of]),
-                );
-            }
-            let by_scores = &scratch.by_scores;
-            scatter::<L, T>(&scratch.weights, stride, &scratch.up, value_padded, &part, self.by_value, base);
-            scatter::<L, T>(by_scores, stride, &scratch.left, padded, &part, self.by_key, base);
-            weighted_sums::<L, T>(by_scores, stride, &self.key_rows, &part, &mut scratch.sums);
+        let places = patch.packed.start - self.first..patch.packed.end - self.first;
+        let rows = places.start * padded..places.end * padded;
+        let value_rows = places.start * value_padded..places.end * value_padded;
+        let (key, value) = (&self.key[rows.clone()], &self.value[value_rows.clone()]);
+        let (by_key, by_value) = (&mut self.by_key[rows], &mut self.by_value[value_rows]);
+        let chunks = pattern.chunks.len();
+        for at in 0..chunks {
+            scratch.clear();
+            let Scratch { pattern, left, up, left_lanes, up_lanes, sums: by_query, weights, by_scores } = &mut *scratch;
+            let seen = (&**pattern, &pattern.chunks[at]);
+            products::<L, T>(left_lanes, dim, (key, padded), seen, false, weights);
+            products::<L, T>(up_lanes, value_dim, (value, value_padded), seen, false, by_scores);
+            softmax_gradient::<L, T>(weights, by_scores, seen, &lse, &shift);
+            spread::<L, T>(weights, up, (&mut *by_value, value_padded), seen);
+            spread::<L, T>(by_scores, left, (&mut *by_key, padded), seen);
+            sums::<L, T>(by_scores, (key, padded), seen, by_query);
         }
-        for i in 0..band.rows {
-            let token = tile.token + i * tile.step;
-            // SAFETY: a query and head is written by its own tile only.
+        for (lane, &token) in tokens.iter().enumerate().filter(|(_, token)| **token != usize::MAX) {
+            // SAFETY: a query and head is written by its own patch only.
             let out = unsafe { self.by_query.part(self.at[0] + token * self.query.layout.token, dim) };
-            for (out, sum) in out.iter_mut().zip(&scratch.sums[i * padded..]) {
-                *out = T::from_f64(sum.to_f64() * self.scale.to_f64());
-            }
+            scaled::<L, T>(&scratch.sums[lane * padded..][..dim], self.scale, out);
         }
     }
-}
-
-/// The inner product of two rows.
-#[inline(always)]
-fn inner<L: Lanes, T: Element>(a: &[T], b: &[T]) -> f64 {
-    let size = T::Of::<L>::SIZE;
-    let mut sum = T::Of::<L>::all(T::default());
-    assert_eq!(a.len(), b.len());
-    let whole = a.len() / size * size;
-    for at in (0..whole).step_by(size) {
-        // SAFETY: inside both.
-        unsafe { sum = T::Of::<L>::read(a.as_ptr().add(at)).times_plus(T::Of::<L>::read(b.as_ptr().add(at)), sum) };
-    }
-    let mut total = fold::<T, T::Of<L>>(sum, false).to_f64();
-    for (a, b) in a[whole..].iter().zip(&b[whole..]) {
-        total += a.to_f64() * b.to_f64();
-    }
-    total
-}
-
-/// From scores and the gradients of weights of query `i` to weights and the gradients of scores.
-#[inline(always)]
-fn softmax_gradient<L: Lanes, T: Element>(
-    (scores, products): (&[T], &[T]),
-    keys: &Keys<'_>,
-    i: usize,
-    keep: &[T],
-    (lse, shift): (T, T),
-    (weights, by_scores): (&mut [T], &mut [T]),
-) {
-    let size = T::Of::<L>::SIZE;
-    let (lse, shift) = (T::Of::<L>::all(lse), T::Of::<L>::all(shift));
-    assert!(keys.vectors() * size <= scores.len() && scores.len() == products.len());
-    assert!(keys.first + keys.narrow * size <= keep.len());
-    assert!(keys.width() <= weights.len() && weights.len() == by_scores.len());
-    assert!(keys.shift[i] + keys.narrow * size <= keys.lanes);
-    for r in 0..keys.rows.len() {
-        for v in 0..keys.narrow {
-            let at = (r * keys.narrow + v) * size;
-            let to = r * keys.lanes + keys.shift[i] + v * size;
-            // SAFETY: the asserts above.
-            unsafe {
-                let (s, p) = (scores.as_ptr().add(at), products.as_ptr().add(at));
-                let keep = T::Of::<L>::read(keep.as_ptr().add(keys.first + v * size));
-                let weight = T::exp_negative(T::Of::<L>::read(s) - lse) * keep;
-                weight.write(weights.as_mut_ptr().add(to));
-                (weight * (T::Of::<L>::read(p) - shift)).write(by_scores.as_mut_ptr().add(to));
-            }
-        }
-    }
-    clear_end(keys, size, weights);
-    clear_end(keys, size, by_scores);
 }

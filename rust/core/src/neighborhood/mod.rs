@@ -1,14 +1,17 @@
 //! Attention over neighborhoods of a grid of one, two or three axes, without a gather and without an n x n matrix.
 //!
-//! Tokens are packed by dilation group, so that every window is a dense box. A tile is eight queries in a row along the
-//! last axis: they share their windows on the other axes, so the keys they see are whole pieces of rows and only the
-//! ends of a piece are masked. [`forward`] and [`backward`] are the fused attention (Hassani, Hwu and Shi 2024, with
-//! the strides and even windows of its successor); [`products`], [`aggregate`] and [`inverse`] are its unfused parts,
-//! each of whose gradients is made of the other two.
+//! Tokens are packed by dilation group, so that every window is a dense box. [`forward`] and [`backward`] are the fused
+//! attention (Hassani, Hwu and Shi 2024, with the strides and even windows of its successor): sixteen queries that are
+//! near each other on every axis lie in the lanes of vectors, and the keys that any of them sees pass by; only lanes
+//! that do not see a key are masked. [`products`], [`aggregate`] and [`inverse`] are its unfused parts, each of whose
+//! gradients is made of the other two, on tiles of eight queries in a row along the last axis.
 
 mod fused;
 mod geometry;
+mod lanes;
 mod pack;
+mod patch;
+mod softmax;
 mod tile;
 mod unfused;
 
@@ -73,11 +76,11 @@ impl Shape {
 
     /// How many pieces the tiles of a block of keys are cut into: enough to keep threads busy, and few enough that
     /// the keys that two pieces share are not most of them. Depends on the shape alone.
-    fn parts(&self, order: &geometry::Order) -> usize {
+    fn parts(&self, tiles: usize, keys: impl Fn(std::ops::Range<usize>) -> usize) -> usize {
         const PIECES: usize = 64;
-        let mut parts = PIECES.div_ceil((self.batch * self.kv_heads).max(1)).min(order.tiles);
+        let mut parts = PIECES.div_ceil((self.batch * self.kv_heads).max(1)).min(tiles);
         while parts > 4 {
-            let keys: usize = (0..parts).map(|p| order.key_range(part(order.tiles, parts, p)).len()).sum();
+            let keys: usize = (0..parts).map(|p| keys(part(tiles, parts, p))).sum();
             if keys <= 2 * self.grid.tokens() {
                 break;
             }

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use super::geometry::{Line, Order, ROWS};
+use super::lanes::Aligned;
 use super::tile::Source;
 use super::unfused::Tile;
 use super::{Layout, Strided};
@@ -38,6 +39,10 @@ unsafe impl<T: Send> Sync for Cells<'_, T> {}
 impl<'a, T> Cells<'a, T> {
     pub fn new(data: &'a mut [T]) -> Self {
         Self { data: data.as_mut_ptr(), len: data.len(), of: PhantomData }
+    }
+
+    pub fn as_ptr(&self) -> *const T {
+        self.data
     }
 
     /// # Safety
@@ -242,12 +247,12 @@ pub(super) fn each_token(order: &Order, range: std::ops::Range<usize>, mut with:
 pub(super) struct Partial<T> {
     pub first: usize,
     pub rows: usize,
-    pub sums: Vec<T>,
+    pub sums: Aligned<T>,
 }
 
 impl<T: Element> Partial<T> {
     pub fn new(keys: &std::ops::Range<usize>, room: usize) -> Self {
-        Self { first: keys.start, rows: keys.len(), sums: vec![T::default(); room] }
+        Self { first: keys.start, rows: keys.len(), sums: Aligned::zeros(room) }
     }
 }
 

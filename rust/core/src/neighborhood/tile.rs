@@ -11,12 +11,6 @@ const WIDE: usize = 6;
 /// Lanes of a row of weights are a multiple of it, and register tiles of [`scatter`] have no more keys.
 const LANES: usize = 8;
 
-/// What lies under a bias is as good as not there; adding it to a score keeps it finite.
-#[inline(always)]
-pub(super) fn nowhere<T: Element>() -> T {
-    T::from_f64(-1e30)
-}
-
 /// The keys of a tile, or of a part of it: the same ones of each row of keys.
 ///
 /// Weights of a tile have `lanes` numbers for each row of keys, and those of a query that are not in its window are 0.
@@ -26,15 +20,12 @@ pub(super) fn nowhere<T: Element>() -> T {
 pub(super) struct Keys<'a> {
     pub rows: &'a [KeyRow],
     pub band: &'a Band,
-    /// The first of the keys after `band.start`, and how many there are.
-    pub first: usize,
+    /// How many keys there are from `band.start` on.
     pub span: usize,
     pub lanes: usize,
     pub group: usize,
     pub shift: [usize; ROWS],
     pub narrow: usize,
-    /// Numbers of a vector.
-    size: usize,
     /// The transpose of a row, and on the grid the step from a key to the next.
     blocks: Blocks,
     step: usize,
@@ -56,19 +47,7 @@ impl<'a> Keys<'a> {
     pub fn new(rows: &'a [KeyRow], band: &'a Band, (blocks, step): (Blocks, usize), size: usize) -> Self {
         let (span, whole) = (band.span, band.span.div_ceil(size));
         let lanes = (whole * size).next_multiple_of(LANES);
-        let mut keys = Self {
-            rows,
-            band,
-            first: 0,
-            span,
-            lanes,
-            group: ROWS,
-            shift: [0; ROWS],
-            narrow: whole,
-            size,
-            blocks,
-            step,
-        };
+        let mut keys = Self { rows, band, span, lanes, group: ROWS, shift: [0; ROWS], narrow: whole, blocks, step };
         // Worth it only where it saves a good part of the vectors.
         for group in [ROWS / 2, ROWS / 4] {
             let (mut widest, mut reach, mut shift) = (0, 0, [0; ROWS]);
@@ -87,33 +66,17 @@ impl<'a> Keys<'a> {
         keys
     }
 
-    /// How many parts of at most so many lanes: whole rows of keys, or pieces of one where it is longer.
+    /// How many parts of whole rows of keys, of at most so many lanes where a row is not longer.
     #[inline(always)]
     pub fn parts(&self, lanes: usize) -> usize {
-        if self.is_cut(lanes) {
-            self.rows.len() * self.span.div_ceil(lanes)
-        } else {
-            self.rows.len().div_ceil((lanes / self.lanes).max(1))
-        }
-    }
-
-    #[inline(always)]
-    fn is_cut(&self, lanes: usize) -> bool {
-        self.lanes > lanes && self.group == ROWS
+        self.rows.len().div_ceil((lanes / self.lanes).max(1))
     }
 
     /// One of them; the first is the widest.
     #[inline(always)]
     pub fn part(&self, index: usize, lanes: usize) -> Self {
-        if !self.is_cut(lanes) {
-            let many = (lanes / self.lanes).max(1);
-            return Self { rows: &self.rows[index * many..self.rows.len().min((index + 1) * many)], ..*self };
-        }
-        let pieces = self.span.div_ceil(lanes);
-        let (row, first) = (index / pieces, index % pieces * lanes);
-        let span = (self.span - first).min(lanes);
-        let (narrow, lanes) = (span.div_ceil(self.size), span.next_multiple_of(LANES.max(self.size)));
-        Self { rows: &self.rows[row..=row], first, span, narrow, lanes, ..*self }
+        let many = (lanes / self.lanes).max(1);
+        Self { rows: &self.rows[index * many..self.rows.len().min((index + 1) * many)], ..*self }
     }
 
     /// Numbers of weights of a query.
@@ -135,7 +98,7 @@ impl<'a> Keys<'a> {
         if last < queries.start {
             return 0..0;
         }
-        let clip = |key: usize| key.saturating_sub(self.first).min(self.span);
+        let clip = |key: usize| key.min(self.span);
         clip(band.from[queries.start])..clip(band.to[last])
     }
 
@@ -143,10 +106,10 @@ impl<'a> Keys<'a> {
     #[inline(always)]
     fn seeing(&self, keys: std::ops::Range<usize>) -> std::ops::Range<usize> {
         let (band, (mut from, mut to)) = (self.band, (0, self.band.rows));
-        while from < to && band.to[from] <= self.first + keys.start {
+        while from < to && band.to[from] <= keys.start {
             from += 1;
         }
-        while from < to && band.from[to - 1] >= self.first + keys.end {
+        while from < to && band.from[to - 1] >= keys.end {
             to -= 1;
         }
         from..to
@@ -161,7 +124,7 @@ impl<'a> Keys<'a> {
     /// Where the row of a key begins, and from there to that of the next.
     #[inline(always)]
     fn value<T>(&self, of: &Source<'_, T>, row: &KeyRow, key: usize) -> (usize, usize) {
-        let at = self.band.start + self.first + key;
+        let at = self.band.start + key;
         if of.token == 0 {
             return ((row.base + at) * of.padded, of.padded);
         }
@@ -181,8 +144,8 @@ fn tile_of<V: Vector<T>, T: Element>(left: usize, short: bool) -> (usize, usize)
     }
 }
 
-/// `to` (ROWS x vectors of `keys`, `stride` apart) = `bias` + products of `left` (ROWS rows, `left_stride` apart) with the
-/// transposed keys. `bias`, where given, is that of one row of keys, `bias_stride` apart, and repeats.
+/// `to` (ROWS x vectors of `keys`, `stride` apart) = products of `left` (ROWS rows, `left_stride` apart) with the transposed
+/// keys.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn scores<L: Lanes, T: Element>(
@@ -191,15 +154,13 @@ pub(super) fn scores<L: Lanes, T: Element>(
     depth: usize,
     transposed: &[T],
     keys: &Keys<'_>,
-    bias: Option<(&[T], usize)>,
     to: &mut [T],
     stride: usize,
 ) {
     let size = T::Of::<L>::SIZE;
     assert!((ROWS - 1) * left_stride + depth <= left.len());
     assert!((ROWS - 1) * stride + keys.vectors() * size <= to.len());
-    assert!(bias.is_none_or(|(b, apart)| b.len() >= (ROWS - 1) * apart + keys.first + keys.narrow * size));
-    let start = keys.band.start + keys.first;
+    let start = keys.band.start;
     let furthest = keys.blocks.place(start + keys.shift[ROWS - 1] + (keys.narrow - 1) * size, depth);
     let after = (depth - 1) * keys.blocks.stride + size;
     assert!(keys.rows.iter().all(|row| row.column * depth + furthest + after <= transposed.len()));
@@ -216,10 +177,9 @@ pub(super) fn scores<L: Lanes, T: Element>(
                 (_, 4) => 2,
                 _ => left_over.min(3),
             };
-            let (mut starts, mut at_bias) = ([0; WIDE], [0; WIDE]);
-            for i in 0..wide {
-                starts[i] = keys.rows[row].column * depth + keys.blocks.place(start + at * size, depth);
-                at_bias[i] = keys.first + at * size;
+            let mut starts = [0; WIDE];
+            for place in starts.iter_mut().take(wide) {
+                *place = keys.rows[row].column * depth + keys.blocks.place(start + at * size, depth);
                 at += 1;
                 if at == keys.narrow {
                     (row, at) = (row + 1, 0);
@@ -234,8 +194,6 @@ pub(super) fn scores<L: Lanes, T: Element>(
                     keys: transposed.as_ptr(),
                     starts,
                     step: keys.blocks.stride,
-                    bias: bias.map(|(b, apart)| (b.as_ptr().add(query * apart), apart)),
-                    at_bias,
                     to: to.as_mut_ptr().add(query * stride + vector * size),
                     stride,
                 };
@@ -266,8 +224,6 @@ struct Scores<T> {
     keys: *const T,
     starts: [usize; WIDE],
     step: usize,
-    bias: Option<(*const T, usize)>,
-    at_bias: [usize; WIDE],
     to: *mut T,
     stride: usize,
 }
@@ -281,13 +237,6 @@ impl<T: Element> Scores<T> {
         let mut sum = [[zero; WIDTH]; HIGH];
         // SAFETY: the caller's.
         unsafe {
-            if let Some((bias, apart)) = self.bias {
-                for (i, row) in sum.iter_mut().enumerate() {
-                    for (j, sum) in row.iter_mut().enumerate() {
-                        *sum = V::read(bias.add(i * apart + self.at_bias[j]));
-                    }
-                }
-            }
             let mut keys = [self.keys; WIDTH];
             for (keys, start) in keys.iter_mut().zip(self.starts) {
                 *keys = keys.add(start);
@@ -448,7 +397,7 @@ pub(super) fn scatter<L: Lanes, T: Element>(
     let size = T::Of::<L>::SIZE;
     assert!((ROWS - 1) * stride + keys.width() <= weights.len() && ROWS * padded <= left.len());
     assert!(padded.is_multiple_of(size) && keys.span.next_multiple_of(LANES) <= keys.lanes);
-    let start = keys.band.start + keys.first;
+    let start = keys.band.start;
     for row in keys.rows {
         let at = row.base + start;
         assert!(at >= first && (at - first + keys.span + SPARE) * padded <= to.len());

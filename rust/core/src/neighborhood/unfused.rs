@@ -149,13 +149,13 @@ impl Layout {
 }
 
 /// Run `work` on all tiles of all blocks of keys, in pieces that depend on the shape alone; what it gave, in order.
-pub(super) fn each_piece<R: Send>(
+fn each_piece<R: Send>(
     shape: &Shape,
     order: &Order,
     cancel: &Cancel,
     work: impl Fn(usize, std::ops::Range<usize>) -> Result<R, Cancelled> + Sync,
 ) -> Result<Vec<R>, Cancelled> {
-    let parts = shape.parts(order);
+    let parts = shape.parts(order.tiles, |tiles| order.key_range(tiles).len());
     (0..shape.batch * shape.kv_heads * parts)
         .into_par_iter()
         .map(|i| {
@@ -178,7 +178,7 @@ pub(super) struct Tile<'a> {
 }
 
 /// Call `with` for each tile of the range.
-pub(super) fn tiles_of(
+fn tiles_of(
     order: &Order,
     tiles: std::ops::Range<usize>,
     cancel: &Cancel,
@@ -239,7 +239,7 @@ impl<T: Element> Kernel for ProductsOf<'_, T> {
         let chunk = CHUNK.max(keys.lanes);
         for part in (0..keys.parts(chunk)).map(|at| keys.part(at, chunk)) {
             let (lanes, stride) = (part.narrow * size, part.vectors() * size);
-            scores::<L, T>(left, padded, d, key, &part, None, &mut buffer, stride);
+            scores::<L, T>(left, padded, d, key, &part, &mut buffer, stride);
             for i in 0..tile.band.rows {
                 // SAFETY: as above.
                 let to = unsafe { cells.part((block * tokens + tile.token + i * tile.step) * window, window) };

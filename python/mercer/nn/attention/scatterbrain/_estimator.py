@@ -118,7 +118,7 @@ def scatterbrain_attention(
         pairs = _support(form, q, k, allowed, (b, h), clusters)
         low = _low_rank(form, q, k, allowed)
         out = _assemble(form, q, k, v, low, pairs, allowed)
-        out = out.view(b, h, t, -1).to(dtype)
+        out = out.view(b, h, t, value.shape[-1]).to(dtype)
         if not need_weights:
             return out
         weights = _dense(form, q, k, low, pairs, allowed, normalise=True)
