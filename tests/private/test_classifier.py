@@ -57,6 +57,53 @@ def test_separate_classes_are_told_apart(blobs, kwargs, tmp_path):
     assert "for each of 4 classes" in again.statement["mechanism"]
 
 
+@pytest.fixture(scope="module")
+def uneven():
+    """Three classes on overlapping caps, the second much wider, of unit rows and different counts."""
+    rng = np.random.default_rng(1)
+    y = np.repeat([0, 1, 2], [600, 300, 200])
+    X = rng.normal(size=(3, 8))[y] + rng.normal(size=(1100, 8)) * np.array([0.4, 2.0, 0.7])[y][:, None]
+    return X / np.linalg.norm(X, axis=1, keepdims=True), y
+
+
+def test_the_nearest_mean_of_rows_is_the_nearest_centroid(uneven):
+    from sklearn.neighbors import NearestCentroid
+
+    X, y = uneven
+    private = PrivateSimilarityClassifier(metric="sqeuclidean", epsilon=1e7).fit(X, y)
+    want = NearestCentroid().fit(X, y).predict(X)
+    paper = PrivateSimilarityClassifier(metric="sqeuclidean", epsilon=1e7, rule="similarity").fit(X, y)
+    assert np.mean(private.predict(X) == want) > 0.99 > 0.95 > np.mean(paper.predict(X) == want)
+
+
+def test_the_nearest_mean_of_features_is_that_of_the_exact_kernel(uneven):
+    X, y = uneven
+    kernel = np.exp(-((X[:, None] - X[None]) ** 2).sum(2) / 0.7**2)
+    want = np.column_stack(
+        [kernel[:, y == c].mean(1) - kernel[np.ix_(y == c, y == c)].mean() / 2 for c in range(3)]
+    )
+    private = PrivateSimilarityClassifier(
+        bandwidth=0.7, epsilon=1e4, mechanism="gaussian", delta=1e-6, n_features=8192, random_state=0
+    ).fit(X, y)
+    np.testing.assert_allclose(private.decision_function(X), want, atol=0.03)
+    assert np.mean(private.predict(X) == want.argmax(1)) > 0.97
+
+
+def test_lengths_of_means_that_are_noise_do_not_decide():
+    # Classes of one law: their means are equally long, and what is told of their lengths is noise.
+    rng = np.random.default_rng(2)
+    y = np.arange(400) % 4
+    X = rng.normal(size=(400, 40)) + 1
+    for mechanism in ({"mechanism": "gaussian", "delta": 1e-6}, {}):
+        told, used = [], []
+        for _ in range(40):
+            private = PrivateSimilarityClassifier(epsilon=0.5, n_features=64, **mechanism).fit(X, y)
+            parts = [member.centroid(X[:1]) for member in private.release_.members]
+            told.append(np.var([part[1] for part in parts]))
+            used.append(np.var(2 * ([part[0][0] for part in parts] - private.decision_function(X[:1])[0])))
+        assert np.mean(used) < 0.5 * np.mean(told)
+
+
 def test_labels_are_public_and_can_be_given(blobs):
     X, y = blobs
     with pytest.raises(ValueError, match="y must hold labels of classes, got 'd'"):
@@ -80,6 +127,7 @@ def test_classes_differ_from_neighbours_by_one_row_and_a_users_rows_count_togeth
     ("kwargs", "message"),
     [
         ({"metric": "cosine"}, "metric must be one of"),
+        ({"rule": "nearest"}, "rule must be one of"),
         ({"metric": "l1", "normalize": False}, "bounds must be given"),
         ({"bounds": (0, 1)}, "bounds must be None with normalize=True"),
         ({"epsilon": 0.0}, "epsilon must be > 0"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mercer import _checks, _core
-from mercer.private._moments import coarsened
+from mercer.private._moments import about_centroid, coarsened
 from mercer.private._noise import Budget, Law, Noise
 from mercer.private._structure import Arrays, Structure, released_count
 from mercer.private.release import Release
@@ -224,6 +224,16 @@ class FeatureRelease(Release):
 
     def query(self, Y: Any, *, threads: int | None = None) -> np.ndarray:
         return self._answer(Y, threads)[0]
+
+    def centroid(self, Y: Any) -> tuple[np.ndarray, float, float]:
+        """(mean similarity, squared length of the mean of the features less what noise adds, the variance of that).
+
+        Of one kernel in pairs: m features of length 1, whose inner product over m is the estimate of the kernel.
+        """
+        ((_, sums, variance),) = self._terms
+        inner, square, spread = about_centroid(self.query(Y), sums, variance, self.count)
+        m = int(self._parameters["n_features"])
+        return inner, square / m, spread / m**2
 
     def std_error(self, Y: Any, *, total: bool = False) -> np.ndarray:
         _, feature, squares = self._answer(Y, None)

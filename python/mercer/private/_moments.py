@@ -13,7 +13,7 @@ from mercer.private._structure import Arrays, Structure, released_count
 from mercer.private._trees import within
 from mercer.private.release import Release
 
-__all__ = ["MomentRelease", "MomentSums", "coarsened"]
+__all__ = ["MomentRelease", "MomentSums", "about_centroid", "coarsened"]
 
 BITS = 20  # the grid: 2^-20 of the largest half-width
 
@@ -150,6 +150,16 @@ def coarsened(
     raise ValueError(f"epsilon must be large enough for noise to fit in 62 bits, got {budget.epsilon}")
 
 
+def about_centroid(
+    inner: np.ndarray, sums: np.ndarray, variance: float, count: float
+) -> tuple[np.ndarray, float, float]:
+    """(inner / n, |sums / n|² less what noise of that variance adds to it, the variance of that)."""
+    n = max(count, 1.0)
+    square = float(sums @ sums) - len(sums) * variance
+    spread = 2 * len(sums) * variance**2 + 4 * variance * max(square, 0.0)
+    return inner / n, square / n**2, spread / n**4
+
+
 class MomentRelease(Release):
     """Noisy sums of the rows and of their squares: sums of squared Euclidean distances, exact but for the noise."""
 
@@ -182,6 +192,12 @@ class MomentRelease(Release):
     def query(self, Y: Any, *, threads: int | None = None) -> np.ndarray:
         y = self._queries(Y) - self._centre
         return self.count * np.sum(y * y, axis=1) - 2 * y @ self._sum + self._squares
+
+    def centroid(self, Y: Any) -> tuple[np.ndarray, float, float]:
+        """(<y, mean>, |mean|² less what noise adds to it, the variance of that), from the middle of the bounds."""
+        return about_centroid(
+            (self._queries(Y) - self._centre) @ self._sum, self._sum, self._variance[1], self.count
+        )
 
     def std_error(self, Y: Any) -> np.ndarray:
         y = self._queries(Y) - self._centre
