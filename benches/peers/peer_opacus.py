@@ -6,14 +6,14 @@ import warnings
 import numpy as np
 
 
-def prepare(x, y, orders, epsilon, delta, epochs, batch, rate, clip):
+def prepare(x, y, orders, train, epsilon, delta, epochs, batch, rate, clip):
     import torch
     from opacus import PrivacyEngine
 
     torch.set_num_threads(2)
     warnings.simplefilter("ignore")
     x, y = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
-    classes, train = int(y.max()) + 1, 1257
+    classes, train = int(y.max()) + 1, int(train)
     turns = itertools.cycle(enumerate(orders))
 
     def work():

@@ -241,6 +241,7 @@ def gradient_descent(
 #: (row label, parameters of the classifier)
 CLASSIFIERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Gaussian kernel, Gaussian noise", {"mechanism": "gaussian", "delta": DELTA}),
+    ("the same by the paper's rule", {"mechanism": "gaussian", "delta": DELTA, "rule": "similarity"}),
     ("Gaussian kernel, Gaussian noise, 128 features", {"mechanism": "gaussian", "delta": DELTA, "n_features": 128,
                                                       "bandwidth": 0.5}),
     ("noisy centroids, Gaussian noise", {"metric": "sqeuclidean", "mechanism": "gaussian", "delta": DELTA}),
@@ -252,6 +253,8 @@ CLASSIFIERS: tuple[tuple[str, dict[str, Any]], ...] = (
 LARGE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Gaussian kernel, Gaussian noise, 8192 features", {"mechanism": "gaussian", "delta": DELTA, "n_features": 8192,
                                                        "bandwidth": 0.5}),
+    ("the same by the paper's rule", {"mechanism": "gaussian", "delta": DELTA, "n_features": 8192,
+                                      "bandwidth": 0.5, "rule": "similarity"}),
     ("noisy centroids, Gaussian noise", {"metric": "sqeuclidean", "mechanism": "gaussian", "delta": DELTA}),
     ("noisy centroids, pure epsilon", {"metric": "sqeuclidean"}),
 )  # fmt: skip
@@ -259,7 +262,9 @@ LARGE: tuple[tuple[str, dict[str, Any]], ...] = (
 #: For the features of an encoder, whose rows share most of their direction: a wide kernel.
 ENCODED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Gaussian kernel, Gaussian noise, 8192 features", {"mechanism": "gaussian", "delta": DELTA, "n_features": 8192,
-                                                       "bandwidth": 1.0}),
+                                                       "bandwidth": 1.4}),
+    ("the same by the paper's rule", {"mechanism": "gaussian", "delta": DELTA, "n_features": 8192,
+                                      "bandwidth": 1.4, "rule": "similarity"}),
     ("noisy centroids, Gaussian noise", {"metric": "sqeuclidean", "mechanism": "gaussian", "delta": DELTA}),
     ("noisy centroids, pure epsilon", {"metric": "sqeuclidean"}),
 )  # fmt: skip

@@ -12,8 +12,12 @@ use crate::real::Real;
 /// Rows whose leaves are found before they are counted, column by column: so many that a column's counters are worth
 /// fetching into the second-level cache, so few that the leaves leave them room there.
 const BLOCK: usize = 1 << 14;
+/// As many where a column's counters are more than that cache holds: the leaves stream, the counters are fetched less.
+const LONG_BLOCK: usize = 1 << 17;
+/// Levels whose low bytes of one column fill half a second-level cache of 512 KB.
+const NEAR: u32 = 18;
 /// Rows between looks at the cancel flag.
-const ROWS: usize = 1 << 16;
+const ROWS: usize = 1 << 17;
 /// Columns that one piece of the work counts: what a cache line holds of a row.
 const COLUMNS: usize = 8;
 
@@ -128,11 +132,12 @@ impl<T: Real> Kernel for CountRows<'_, T> {
         }
         let whole = columns.len() == COLUMNS;
         let top = (leaves - 1) as f64;
-        counts.leaf.resize(COLUMNS * BLOCK, 0);
-        for start in rows.clone().step_by(BLOCK) {
-            let count = BLOCK.min(rows.end - start);
+        let block = if levels > NEAR { LONG_BLOCK } else { BLOCK };
+        counts.leaf.resize(COLUMNS * block, 0);
+        for start in rows.clone().step_by(block) {
+            let count = block.min(rows.end - start);
             let mut bad = [false; COLUMNS];
-            let mut leaf = counts.leaf.chunks_exact_mut(BLOCK);
+            let mut leaf = counts.leaf.chunks_exact_mut(block);
             let leaf: [&mut [i32]; COLUMNS] =
                 std::array::from_fn(|_| &mut leaf.next().expect("a block a column")[..count]);
             for (i, row) in (start..start + count).enumerate() {
@@ -170,7 +175,7 @@ impl<T: Real> Kernel for CountRows<'_, T> {
             }
             let carries = &mut counts.carries;
             let (low, carried) = (counts.low.chunks_exact_mut(leaves), counts.carried.chunks_exact_mut(leaves));
-            for ((low, carried), leaf) in low.zip(carried).zip(counts.leaf.chunks_exact(BLOCK)) {
+            for ((low, carried), leaf) in low.zip(carried).zip(counts.leaf.chunks_exact(block)) {
                 for &leaf in &leaf[..count] {
                     let at = leaf as usize & (leaves - 1);
                     low[at] = low[at].wrapping_add(1);
@@ -327,7 +332,9 @@ mod tests {
     #[test]
     fn counts_are_those_of_a_plain_loop_on_any_number_of_threads_and_columns() {
         let mut draws = Draws::new(2, 0, 0);
-        for (n, d, levels) in [(0, 3, 4), (1, 1, 0), (1000, 1, 10), (700, 9, 6), (300_000, 2, 7), (513, 17, 3)] {
+        for (n, d, levels) in
+            [(0, 3, 4), (1, 1, 0), (1000, 1, 10), (700, 9, 6), (300_000, 2, 7), (513, 17, 3), (300_000, 3, 19)]
+        {
             let x: Vec<f64> = (0..n * d).map(|_| draws.normal().clamp(-2.0, 2.0)).collect();
             let columns: Vec<Column> = (0..d).map(|c| Column { low: -2.0, high: 2.0 + c as f64 }).collect();
             let mut expected = vec![0i64; d << levels];
