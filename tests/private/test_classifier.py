@@ -94,6 +94,7 @@ def test_lengths_of_means_that_are_noise_do_not_decide():
     rng = np.random.default_rng(2)
     y = np.arange(400) % 4
     X = rng.normal(size=(400, 40)) + 1
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
     for mechanism in ({"mechanism": "gaussian", "delta": 1e-6}, {}):
         told, used = [], []
         for _ in range(40):

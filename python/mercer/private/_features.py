@@ -231,7 +231,9 @@ class FeatureRelease(Release):
         Of one kernel in pairs: m features of length 1, whose inner product over m is the estimate of the kernel.
         """
         ((_, sums, variance),) = self._terms
-        inner, square, spread = about_centroid(self.query(Y), sums, variance, self.count)
+        law = self._parameters["count_law"]
+        of_count = 0.0 if law is None else Law.from_json(law).variance
+        inner, square, spread = about_centroid(self.query(Y), sums, variance, self.count, of_count)
         m = int(self._parameters["n_features"])
         return inner, square / m, spread / m**2
 

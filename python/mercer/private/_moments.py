@@ -151,12 +151,14 @@ def coarsened(
 
 
 def about_centroid(
-    inner: np.ndarray, sums: np.ndarray, variance: float, count: float
+    inner: np.ndarray, sums: np.ndarray, variance: float, count: float, count_variance: float
 ) -> tuple[np.ndarray, float, float]:
-    """(inner / n, |sums / n|² less what noise of that variance adds to it, the variance of that)."""
+    """(inner / n, |sums / n|² less what noise in the sums adds to it, the variance of that by the noise in both)."""
     n = max(count, 1.0)
     square = float(sums @ sums) - len(sums) * variance
-    spread = 2 * len(sums) * variance**2 + 4 * variance * max(square, 0.0)
+    spread = (
+        2 * len(sums) * variance**2 + 4 * variance * max(square, 0.0) + 4 * count_variance * (square / n) ** 2
+    )
     return inner / n, square / n**2, spread / n**4
 
 
@@ -195,9 +197,8 @@ class MomentRelease(Release):
 
     def centroid(self, Y: Any) -> tuple[np.ndarray, float, float]:
         """(<y, mean>, |mean|² less what noise adds to it, the variance of that), from the middle of the bounds."""
-        return about_centroid(
-            (self._queries(Y) - self._centre) @ self._sum, self._sum, self._variance[1], self.count
-        )
+        inner = (self._queries(Y) - self._centre) @ self._sum
+        return about_centroid(inner, self._sum, self._variance[1], self.count, self._variance[0])
 
     def std_error(self, Y: Any) -> np.ndarray:
         y = self._queries(Y) - self._centre

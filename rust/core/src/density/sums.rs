@@ -369,12 +369,12 @@ impl<T: Real, P: Element> AddTile<'_, T, P> {
         }
         self.tile::<L, _>(Dot);
         let (d, stride, panels) = (self.work.problem.columns, self.stride(), &self.packed.panels);
-        let start = self.of.start * panels.width();
+        let (start, computed) = (self.of.start * panels.width(), self.of.len() * panels.width());
         let Buffers { distances, near, .. } = &mut *self.buffers;
         near.clear();
+        let norms = &self.packed.norms[start..start + computed];
         for (i, row) in distances.chunks_exact_mut(stride).take(self.block.len()).enumerate() {
-            let norms = &self.packed.norms[start..start + stride];
-            rows::from_products::<P, P::Of<L>>(row, self.rows[i * (d + APART) + d], norms, |at| {
+            rows::from_products::<P, P::Of<L>>(&mut row[..computed], self.rows[i * (d + APART) + d], norms, |at| {
                 near.push(i * stride + at)
             });
         }
