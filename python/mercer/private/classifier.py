@@ -87,7 +87,8 @@ class ClassRelease(Release):
             AttributeError: members that have no features, those of `metric="l1"`.
         """
         Y = self._prepared(Y)
-        parts = [member.centroid(Y) for member in self.members]
+        members: list[Any] = self.members
+        parts = [member.centroid(Y) for member in members]
         square, variance = np.array([part[1:] for part in parts]).T
         # The spread of the true ones is estimated as DerSimonian and Laird do: an empty class has little weight.
         weight = 1 / np.maximum(variance, 1e-9 * variance.max() + 1e-300)
@@ -266,7 +267,7 @@ class PrivateSimilarityClassifier(OneRelease):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores of the rule, larger where a class is nearer, (n, classes); for two classes their difference, (n,)."""
-        release = self._fitted()
+        release: Any = self._fitted()
         self._check_columns(X, _checks.matrix("X", X).shape[1])
         if self.rule == "centroid" and self.metric != "l1":
             scores = release.nearness(X)
