@@ -146,7 +146,7 @@ def declared(partial):
     structure = partial._structure
     terms, changes = structure.terms, structure.terms.changes()
     if structure.kind == "moments":
-        l1, square, scalar = structure.sensitivities()
+        l1, square, scalar = structure.sensitivities
         return {
             "sum": (changes * l1, changes**2 * square),
             "squares": (changes * scalar, (changes * scalar) ** 2),

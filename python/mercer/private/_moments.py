@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,12 @@ class MomentSums(Structure):
         step = max(1, (1 << 20) // block.shape[1])
         for start in range(0, len(block), step):
             part = within(block[start : start + step], self.terms, first_row + start)
-            Z = self._on_grid(part)
+            Z, squares = self._on_grid(part)
             arrays["sum"] += Z.sum(0)
-            arrays["squares"] += (np.sum(Z * Z, axis=1) >> BITS).sum()
+            arrays["squares"] += (squares >> BITS).sum()
         arrays["n"] += len(block)
 
+    @cached_property
     def sensitivities(self) -> tuple[int, int, int]:
         """(l1, squared l2, scalar) of one row, in steps of the grid."""
         _, half, radius = self._frame()
@@ -64,30 +66,35 @@ class MomentSums(Structure):
         low, high = np.array(self.terms.low), np.array(self.terms.high)
         return (low + high) / 2, (high - low) / 2, radius
 
-    def _on_grid(self, X: np.ndarray) -> np.ndarray:
+    def _on_grid(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(Z, its squared lengths)."""
         centre, half, radius = self._frame()
-        z = (X - centre) / half.max()
+        z = X - centre
+        z /= half.max()
+        steps: Any = 2.0**BITS
         if radius is not None:
-            length = np.linalg.norm(z, axis=1, keepdims=True)
+            length = np.sqrt(np.einsum("ij,ij->i", z, z))
             most = radius / half.max() * (1 - 1e-12)
             if not self.terms.clip and (length > radius / half.max() * (1 + 1e-9)).any():
                 row = int(np.argmax(length))
                 raise ValueError(
-                    f"X must have rows of length <= norm_bound = {radius}, got {length[row, 0] * half.max()}; "
+                    f"X must have rows of length <= norm_bound = {radius}, got {length[row] * half.max()}; "
                     "outside='clip' shortens such rows"
                 )
-            z = z * np.minimum(1.0, most / np.maximum(length, most))
-        Z = np.trunc(z * 2.0**BITS).astype(np.int64)
+            steps = (steps * np.minimum(1.0, most / np.maximum(length, most)))[:, None]
+        z *= steps
+        Z = z.astype(np.int64)  # towards 0
         limit = np.floor(half / half.max() * 2.0**BITS).astype(np.int64)
         np.clip(Z, -limit, limit, out=Z)
-        l1, square, _ = self.sensitivities()
-        beyond = (np.abs(Z).sum(1) > l1) | (np.sum(Z * Z, axis=1) > square)
-        Z[beyond] = 0  # cannot be; the proof does not lean on that
-        return Z
+        squares = np.einsum("ij,ij->i", Z, Z)
+        l1, square, _ = self.sensitivities
+        beyond = (np.abs(Z).sum(1) > l1) | (squares > square)
+        Z[beyond] = squares[beyond] = 0  # cannot be; the proof does not lean on that
+        return Z, squares
 
     def release(self, arrays: Arrays, budget: Budget, noise: Noise) -> Release:
         terms = self.terms
-        l1, square, scalar = self.sensitivities()
+        l1, square, scalar = self.sensitivities
         changes = terms.changes()
         # Shares that suit queries about as far from the centre as the data: noise of n weighs |y|², of the vector 2 |y|
         # and of the scalar 1, and the sum of variances is least for shares like the 2/3 power of weight × sensitivity.
