@@ -1,9 +1,9 @@
 """What `make bench` runs: every `benches/peers/bench_*.py`, or those named, into `docs/benchmarks.md`.
 
-    python benches/run.py [NAME ...] [--rows TEXT] [--quick] [--criterion] [--page FILE]
+    python benches/run.py [NAME ...] [--quick] [--criterion] [--page FILE]
 
-Each bench owns the section of the page between its markers; a run of some leaves the sections of the others, and a run
-with `--rows` the other rows of the section. A bench in parts has a section for each, and NAME.PART runs one.
+Each bench owns the section of the page between its markers; a run of some leaves the sections of the others. A bench
+in parts has a section for each, and NAME.PART runs one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ def main() -> int:
     known = sorted(path.stem.removeprefix("bench_") for path in (ROOT / "benches/peers").glob("bench_*.py"))
     parser = argparse.ArgumentParser(description="Run the benches against peers and write their page.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all by default")
-    parser.add_argument("--rows", default="", metavar="TEXT", help="only those whose name has TEXT in it")
     parser.add_argument("--quick", action="store_true", help="less work: to see that a bench runs")
     parser.add_argument("--criterion", action="store_true", help="the benches of the Rust core as well")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
@@ -57,18 +56,12 @@ def main() -> int:
             parser.error(f"NAME.PART must be one of {', '.join(found)}, got {name}")
         for here in [name] if part else found:
             bench = found[here]
-            if arguments.rows and "only" not in inspect.signature(bench.rows).parameters:
-                parser.error(f"the rows of {here} cannot be picked")
             print(f"\n{bench.title}", flush=True)
             rows = []
-            for row in bench.rows(arguments.quick, *([arguments.rows] if arguments.rows else [])):
+            for row in bench.rows(arguments.quick):
                 rows.append(row)
                 print(line(row), flush=True)
-            if arguments.rows:
-                if not rows:
-                    parser.error(f"no row of {here} has {arguments.rows!r} in its name")
-                rows = renewed(read_rows(arguments.page, here), rows)
-            write_section(arguments.page, here, section(bench, rows, arguments.quick, bool(arguments.rows)))
+            write_section(arguments.page, here, section(bench, rows, quick=arguments.quick))
     print(f"\nwrote {arguments.page}")
     if arguments.criterion:
         subprocess.run(["cargo", "bench", "--package", "mercer-core"], cwd=ROOT, check=True)
@@ -81,7 +74,7 @@ class Bench(NamedTuple):
     name: str
     title: str
     text: str
-    rows: Callable[..., Iterable[Row]]
+    rows: Callable[[bool], Iterable[Row]]
 
 
 def parts(module: ModuleType) -> dict[str, Bench]:
@@ -110,8 +103,8 @@ def line(row: Row) -> str:
     return f"  {row.work:<44} {row.peer:<12} {row.threads} thr {times}  {ratio} {row.note}"
 
 
-def section(bench: Bench, rows: list[Row], quick: bool, picked: bool = False) -> str:
-    """The Markdown of one bench, run whole or row by row."""
+def section(bench: Bench, rows: list[Row], *, quick: bool) -> str:
+    """The Markdown of one bench."""
     lines = [f"## {bench.title}", "", bench.text, ""]
     lines += [
         "| work | peer | threads | mercer | peer | ratio | spread | |",
@@ -131,30 +124,8 @@ def section(bench: Bench, rows: list[Row], quick: bool, picked: bool = False) ->
             f"of {len(ratios)}, best {max(ratios):.3g}, least {min(ratios):.3g}.\n"
         )
     command = f'make bench ARGS="{bench.name}{" --quick" * quick}"'
-    lines.append(f"{datetime.date.today()}, `{command}`{', in parts' * picked}, {machine()}.")
+    lines.append(f"{datetime.date.today()}, `{command}`, {machine()}.")
     return "\n".join(lines)
-
-
-def renewed(old: list[Row], new: list[Row]) -> list[Row]:
-    """The rows of the page, those that were measured anew in their places and what is new at the end."""
-    fresh = {(row.work, row.peer): row for row in new}
-    return [fresh.pop((row.work, row.peer), row) for row in old] + list(fresh.values())
-
-
-def read_rows(page: Path, name: str) -> list[Row]:
-    """The rows that the section of `name` has on the page."""
-    content = page.read_text(encoding="utf-8") if page.exists() else ""
-    text = content.partition(f"<!-- bench:{name} -->")[2].partition(f"<!-- /bench:{name} -->")[0]
-    found = []
-    for cells in (one.strip("|").split("|") for one in text.splitlines() if one.startswith("| ")):
-        work, peer, threads, ours, theirs, ratio, spread, note = (cell.strip() for cell in cells)
-        if threads.isdigit():
-            low, _, high = spread.partition(" .. ")
-            times = (float(time.removesuffix(" ns") or "nan") for time in (ours, theirs))
-            found.append(
-                Row(work, peer, *times, float(ratio.strip("*")), float(low), float(high), int(threads), note)
-            )
-    return found
 
 
 def machine() -> str:

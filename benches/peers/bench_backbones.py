@@ -1,9 +1,4 @@
-"""Large depthwise convolutions, "same" padding, and the backbones made of them, float32 on two threads; both sides each
-in the better of contiguous and channels-last, which the note names. A time of a convolution is that of an output
-element, one of a network that of an image. With gradients: those of the input and of the kernel. A training step is
-forward, cross-entropy and backward, without an optimiser. Inference of mercer's networks is re-parameterised; timm has
-no such form of its peers. UniRepLKNet and OverLoCK are not in timm: what stands against them is ConvNeXt-T.
-"""
+"""Large depthwise convolutions and the backbones made of them, float32 on two threads."""
 
 from __future__ import annotations
 
@@ -22,26 +17,29 @@ from mercer.nn.conv import InceptionDWConv2d, depthwise_conv2d
 
 TITLE = "Large-kernel convolutions and backbones"
 THREADS = 2
-#: The name of some work against a peer, and what measures it.
-Piece = tuple[str, Callable[[], Row]]
 FORMS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 #: Kernel, (B, C, H, W): UniRepLKNet-T's second stage, OverLoCK-XT's first, RepLKNet-31B's third.
 SHAPES = ((13, (8, 160, 28, 28)), (17, (4, 56, 56, 56)), (31, (4, 128, 28, 28)))
 
 
-def rows(quick: bool, only: str = "") -> Iterator[Row]:
-    """Convolutions, the mixer, training steps, inference: those whose work "against" peer has `only` in it."""
-    torch.set_num_threads(THREADS)
-    torch.manual_seed(0)
-    for name, measure in pieces(quick):
-        if only in name:
-            yield measure()
-
-
-def pieces(quick: bool) -> Iterator[Piece]:
+def convolutions(quick: bool) -> Iterator[Row]:
+    """Depthwise, "same" padding, and InceptionNeXt's mixer; both sides each in the better of contiguous and
+    channels-last, which the note names. A time is that of an output element. With gradients: those of the input and of
+    the kernel.
+    """
+    prepare()
     for k, shape in SHAPES[:1] if quick else SHAPES:
         yield from of_depthwise(k, shape)
-    yield of_mixer(8)
+    yield from of_mixer(8)
+
+
+def networks(quick: bool) -> Iterator[Row]:
+    """Both sides each in the better of contiguous and channels-last, which the note names. A time is that of an image.
+    A training step is forward, cross-entropy and backward, without an optimiser. Inference of mercer's networks is
+    re-parameterised; timm has no such form of its peers. UniRepLKNet and OverLoCK are not in timm: what stands against
+    them is ConvNeXt-T.
+    """
+    prepare()
     batch = 2 if quick else 8
     for peer in ("convnext_tiny", "inception_next_tiny"):
         yield of_training("mercer_inceptionnext_tiny", peer, batch)
@@ -52,6 +50,11 @@ def pieces(quick: bool) -> Iterator[Piece]:
         ("mercer_overlock_xt", "convnext_tiny"),
     ):
         yield of_inference(ours, peer, 1 if quick else 4)
+
+
+def prepare() -> None:
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
 
 
 def better(make: Callable[[Any], Callable[[], Any]]) -> tuple[str, Callable[[], Any]]:
@@ -68,20 +71,16 @@ def better(make: Callable[[Any], Callable[[], Any]]) -> tuple[str, Callable[[], 
     return min(found, key=lambda one: one[0])[1:]
 
 
-def against(work: str, peer: str, ours: Any, theirs: Any, elements: int, **options: Any) -> Piece:
-    """Both sides in their better form, when it is called."""
-
-    def measure() -> Row:
-        (form, mine), (other, yours) = better(ours), better(theirs)
-        same = other if form == other else f"mercer {form}, peer {other}"
-        return compare(
-            work, peer, ours=mine, theirs=yours, elements=elements, threads=THREADS, note=same, **options
-        )
-
-    return f"{work} against {peer}", measure
+def against(work: str, peer: str, ours: Any, theirs: Any, elements: int, **options: Any) -> Row:
+    """Both sides in their better form."""
+    (form, mine), (other, yours) = better(ours), better(theirs)
+    same = other if form == other else f"mercer {form}, peer {other}"
+    return compare(
+        work, peer, ours=mine, theirs=yours, elements=elements, threads=THREADS, note=same, **options
+    )
 
 
-def of_depthwise(k: int, shape: tuple[int, int, int, int]) -> Iterator[Piece]:
+def of_depthwise(k: int, shape: tuple[int, int, int, int]) -> Iterator[Row]:
     weight = torch.randn(shape[1], 1, k, k, requires_grad=True)
     start = torch.randn(shape)
 
@@ -105,7 +104,7 @@ def of_depthwise(k: int, shape: tuple[int, int, int, int]) -> Iterator[Piece]:
         )  # fmt: skip
 
 
-def of_mixer(batch: int) -> Piece:
+def of_mixer(batch: int) -> Iterator[Row]:
     channels = 96
     mixer = InceptionDWConv2d(channels)
     seven = torch.nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
@@ -117,7 +116,7 @@ def of_mixer(batch: int) -> Piece:
         return lambda: torch.autograd.grad(layer(x), (x, *layer.parameters()), grad)
 
     made = [functools.partial(both, layer) for layer in (mixer, seven)]
-    return against(
+    yield against(
         f"InceptionNeXt's mixer, {batch} x 96 x 56 x 56, with gradients", "torch, depthwise 7 x 7", *made,
         start.numel(), rounds=7,
     )  # fmt: skip
@@ -128,7 +127,7 @@ def network(name: str, training: bool) -> torch.nn.Module:
     return net.reparameterize() if not training and hasattr(net, "reparameterize") else net
 
 
-def of_training(ours: str, peer: str, batch: int) -> Piece:
+def of_training(ours: str, peer: str, batch: int) -> Row:
     x, y = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
 
     def step(name: str, form: Any) -> Callable[[], Any]:
@@ -147,7 +146,7 @@ def of_training(ours: str, peer: str, batch: int) -> Piece:
     )
 
 
-def of_inference(ours: str, peer: str, batch: int) -> Piece:
+def of_inference(ours: str, peer: str, batch: int) -> Row:
     x = torch.randn(batch, 3, 224, 224)
 
     def infer(name: str, form: Any) -> Callable[[], Any]:
@@ -159,3 +158,6 @@ def of_inference(ours: str, peer: str, batch: int) -> Piece:
     return against(
         f"inference, {ours}, batch {batch}", f"timm, {peer}", *sides, batch, rounds=7, at_least=0.0
     )
+
+
+PARTS = {"convolutions": convolutions, "networks": networks}

@@ -69,21 +69,3 @@ def test_a_section_is_replaced_and_the_others_are_kept(tmp_path):
     content = page.read_text()
     assert "first" not in content and content.index("second") < content.index("other")
     assert content.startswith("# Benchmarks")
-
-
-def test_picked_rows_renew_their_own_and_leave_the_others(tmp_path):
-    some = bench_run.Bench("some", "Some", "What is measured.", lambda quick: [])
-    nan = float("nan")
-    first = [
-        harness.Row("a thing, forward", "peer", 1.5, 3.0, 2.0, 1.75, 2.5, 2, "contiguous"),
-        harness.Row("another", "peer, other", nan, nan, 0.5, 0.25, 0.75, 1),
-    ]
-    page = tmp_path / "benchmarks.md"
-    bench_run.write_section(page, "some", bench_run.section(some, first, quick=False))
-    assert repr(bench_run.read_rows(page, "some")) == repr(first)
-    anew = [
-        harness.Row("another", "peer, other", 1.0, 4.0, 4.0, 3.0, 5.0, 1),
-        harness.Row("third", "peer", 1.0, 1.0, 1.0, 1.0, 1.0, 2),
-    ]
-    assert repr(bench_run.renewed(bench_run.read_rows(page, "some"), anew)) == repr([first[0], *anew])
-    assert bench_run.read_rows(page, "none") == []

@@ -61,7 +61,7 @@ def log_kde(
 
     Args:
         X: Queries (m, d).
-        Y: Data (n, d). Two float32 arrays are summed in float32 (distances to about 1e-6 of themselves), anything
+        Y: Data (n, d). Two float32 arrays are summed in float32 (distances to a few 1e-6 of themselves), anything
             else in float64.
         bandwidth: h > 0, in the units of the data (of the whitened data with `whitening`): a number; a grid (H,),
             all in one pass; or one for each query as a column (m, 1), or a grid for each (m, H).

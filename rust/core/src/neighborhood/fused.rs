@@ -3,17 +3,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use super::geometry::Order;
 use super::lanes::{Aligned, lanes_of, nowhere, prefetch, products, spread, sums};
-use super::pack::{Cells, Partial, each_token, merge, vector_size};
+use super::pack::{Cells, Partial, each_token, merge};
 use super::patch::{Patch, Patches, Pattern, QUERIES};
 use super::softmax::{exponentials, inner, largest, scaled, shrink, softmax_gradient};
 use super::{Layout, Shape, Strided};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
-use crate::vector::{Element, Vector};
+use crate::vector::{Element, Vector, vector_size};
 
 /// What attention is computed from.
 #[derive(Clone, Copy, Debug)]
@@ -65,44 +63,51 @@ pub fn forward<T: Element>(
     let tokens = shape.grid.tokens();
     assert_eq!(lse.len(), shape.batch * tokens * shape.heads);
     let (cells, log_sums) = (Cells::new(out), Cells::new(lse));
-    each_piece(&shape, &patches, cancel, |block, range| {
-        let keys = patches.key_range(range.clone());
-        let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
-        let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
-        let mut scratch = Scratch::new(&shape);
-        for index in range {
-            cancel.check()?;
-            let patch = patches.of(index);
-            let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
-            for (batch, head) in heads(&shape, block) {
-                let (query, out) = (inputs.query.layout, batch * layout.batch + head * layout.head);
-                soon(&after, inputs.query.data, query, batch * query.batch + head * query.head, shape.dim);
-                here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
-                    prefetch(cells.as_ptr(), out + token * layout.token, shape.value_dim);
-                });
-                scratch.prepare(patches.pattern(index, &patch));
-                dispatch(Forward {
-                    shape: &shape,
-                    tokens: &here,
-                    patch: &patch,
-                    query: inputs.query,
-                    query_at: batch * inputs.query.layout.batch + head * inputs.query.layout.head,
-                    scale: T::from_f64(inputs.scale),
-                    key: &key,
-                    value: &value,
-                    first: keys.start,
-                    out: cells,
-                    at: batch * layout.batch + head * layout.head,
-                    step: layout.token,
-                    lse: log_sums,
-                    lse_at: batch * tokens * shape.heads + head,
-                    scratch: &mut scratch,
-                });
-            }
-        }
-        Ok(())
-    })
-    .map(|_: Vec<()>| ())
+    shape
+        .each_piece(
+            patches.count,
+            |range| patches.key_range(range).len(),
+            cancel,
+            |block, range| {
+                let keys = patches.key_range(range.clone());
+                let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
+                let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
+                let mut scratch = Scratch::new(&shape);
+                for index in range {
+                    cancel.check()?;
+                    let patch = patches.of(index);
+                    let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
+                    for (batch, head) in heads(&shape, block) {
+                        let [query_at, out_at] =
+                            [inputs.query.layout, layout].map(|of| batch * of.batch + head * of.head);
+                        soon(&after, inputs.query.data, inputs.query.layout, query_at, shape.dim);
+                        here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
+                            prefetch(cells.as_ptr(), out_at + token * layout.token, shape.value_dim);
+                        });
+                        scratch.prepare(patches.pattern(index, &patch));
+                        dispatch(Forward {
+                            shape: &shape,
+                            tokens: &here,
+                            patch: &patch,
+                            query: inputs.query,
+                            query_at,
+                            scale: T::from_f64(inputs.scale),
+                            key: &key,
+                            value: &value,
+                            first: keys.start,
+                            out: cells,
+                            at: out_at,
+                            step: layout.token,
+                            lse: log_sums,
+                            lse_at: batch * tokens * shape.heads + head,
+                            scratch: &mut scratch,
+                        });
+                    }
+                }
+                Ok(())
+            },
+        )
+        .map(|_: Vec<()>| ())
 }
 
 /// The gradients of query, key and value.
@@ -122,51 +127,56 @@ pub fn backward<T: Element>(
     assert_eq!(gradients.lse.len(), shape.batch * tokens * shape.heads);
     assert!(gradients.grad_lse.is_none_or(|g| g.len() == gradients.lse.len()));
     let by_query = Cells::new(gradients.query);
-    let partials = each_piece(&shape, &patches, cancel, |block, range| {
-        let keys = patches.key_range(range.clone());
-        let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
-        let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
-        let (mut by_key, mut by_value) = (Partial::new(&keys, key.len()), Partial::new(&keys, value.len()));
-        let mut scratch = Scratch::new(&shape);
-        for index in range {
-            cancel.check()?;
-            let patch = patches.of(index);
-            let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
-            for (batch, head) in heads(&shape, block) {
-                let at = |layout: Layout| batch * layout.batch + head * layout.head;
-                for (of, columns) in
-                    [(inputs.query, shape.dim), (gradients.grad, shape.value_dim), (gradients.out, shape.value_dim)]
-                {
-                    soon(&after, of.data, of.layout, at(of.layout), columns);
+    let partials = shape.each_piece(
+        patches.count,
+        |range| patches.key_range(range).len(),
+        cancel,
+        |block, range| {
+            let keys = patches.key_range(range.clone());
+            let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
+            let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
+            let (mut by_key, mut by_value) = (Partial::new(&keys, key.len()), Partial::new(&keys, value.len()));
+            let mut scratch = Scratch::new(&shape);
+            for index in range {
+                cancel.check()?;
+                let patch = patches.of(index);
+                let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
+                for (batch, head) in heads(&shape, block) {
+                    let at = |layout: Layout| batch * layout.batch + head * layout.head;
+                    for (of, columns) in
+                        [(inputs.query, shape.dim), (gradients.grad, shape.value_dim), (gradients.out, shape.value_dim)]
+                    {
+                        soon(&after, of.data, of.layout, at(of.layout), columns);
+                    }
+                    here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
+                        let layout = inputs.query.layout;
+                        prefetch(by_query.as_ptr(), at(layout) + token * layout.token, shape.dim);
+                    });
+                    scratch.prepare(patches.pattern(index, &patch));
+                    dispatch(Backward {
+                        shape: &shape,
+                        tokens: &here,
+                        patch: &patch,
+                        query: inputs.query,
+                        grad: gradients.grad,
+                        out: gradients.out,
+                        at: [inputs.query.layout, gradients.grad.layout, gradients.out.layout].map(at),
+                        lse: (gradients.lse, gradients.grad_lse),
+                        lse_at: batch * tokens * shape.heads + head,
+                        key: &key,
+                        value: &value,
+                        by_query,
+                        scale: T::from_f64(inputs.scale),
+                        by_key: &mut by_key.sums,
+                        by_value: &mut by_value.sums,
+                        first: keys.start,
+                        scratch: &mut scratch,
+                    });
                 }
-                here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
-                    let layout = inputs.query.layout;
-                    prefetch(by_query.as_ptr(), at(layout) + token * layout.token, shape.dim);
-                });
-                scratch.prepare(patches.pattern(index, &patch));
-                dispatch(Backward {
-                    shape: &shape,
-                    tokens: &here,
-                    patch: &patch,
-                    query: inputs.query,
-                    grad: gradients.grad,
-                    out: gradients.out,
-                    at: [inputs.query.layout, gradients.grad.layout, gradients.out.layout].map(at),
-                    lse: (gradients.lse, gradients.grad_lse),
-                    lse_at: batch * tokens * shape.heads + head,
-                    key: &key,
-                    value: &value,
-                    by_query,
-                    scale: T::from_f64(inputs.scale),
-                    by_key: &mut by_key.sums,
-                    by_value: &mut by_value.sums,
-                    first: keys.start,
-                    scratch: &mut scratch,
-                });
             }
-        }
-        Ok((by_key, by_value))
-    })?;
+            Ok((by_key, by_value))
+        },
+    )?;
     if !partials.is_empty() {
         let parts = partials.len() / (shape.batch * shape.kv_heads);
         let (by_key, by_value): (Vec<_>, Vec<_>) = partials.iter().map(|(k, v)| (k, v)).unzip();
@@ -174,29 +184,6 @@ pub fn backward<T: Element>(
         merge(&order, &by_value, parts, shape.kv_heads, shape.value_dim, gradients.value, inputs.value.layout);
     }
     Ok(())
-}
-
-/// Run `work` on all patches of all blocks of keys, in pieces that depend on the shape alone; what it gave, in order.
-fn each_piece<R: Send>(
-    shape: &Shape,
-    patches: &Patches,
-    cancel: &Cancel,
-    work: impl Fn(usize, Range<usize>) -> Result<R, Cancelled> + Sync,
-) -> Result<Vec<R>, Cancelled> {
-    let parts = shape.parts(patches.count, |range| patches.key_range(range).len());
-    let heads = shape.kv_heads;
-    let found: Vec<R> = (0..shape.batch * parts * heads)
-        .into_par_iter()
-        .map(|i| {
-            cancel.check()?;
-            // Heads of the same tokens follow each other: they lie in the same pages.
-            let (batch, part, head) = (i / heads / parts, i / heads % parts, i % heads);
-            work(batch * heads + head, super::part(patches.count, parts, part))
-        })
-        .collect::<Result<_, _>>()?;
-    let mut found: Vec<Option<R>> = found.into_iter().map(Some).collect();
-    let of = |i: usize| i / parts / heads * parts * heads + i % parts * heads + i / parts % heads;
-    Ok((0..found.len()).filter_map(|i| found[of(i)].take()).collect())
 }
 
 /// Batch and head of the queries that use a block of keys.

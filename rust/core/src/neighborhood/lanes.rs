@@ -29,9 +29,7 @@ impl<T: Element> Aligned<T> {
         let start = data.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
         Self { data, start, len }
     }
-}
 
-impl<T: Element> Aligned<T> {
     /// Room for so many, to be filled by [`push`](Self::push).
     pub fn with_capacity(len: usize) -> Self {
         let mut empty = Self::zeros(0);

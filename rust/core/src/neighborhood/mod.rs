@@ -19,6 +19,12 @@ pub use fused::{Gradients, Inputs, backward, forward};
 pub use geometry::{Axis, Grid};
 pub use unfused::{aggregate, inverse, products};
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::cancel::{Cancel, Cancelled};
+
 /// From one batch, head and token of an array to the next; columns are next to each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
@@ -74,9 +80,32 @@ impl Shape {
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads));
     }
 
+    /// Run `work` on pieces of the tiles of each block of keys; what it gave, block by block. The pieces depend on the
+    /// shape alone.
+    fn each_piece<R: Send>(
+        &self,
+        tiles: usize,
+        keys: impl Fn(Range<usize>) -> usize,
+        cancel: &Cancel,
+        work: impl Fn(usize, Range<usize>) -> Result<R, Cancelled> + Sync,
+    ) -> Result<Vec<R>, Cancelled> {
+        let (parts, heads) = (self.parts(tiles, keys), self.kv_heads);
+        let mut found: Vec<(usize, R)> = (0..self.batch * parts * heads)
+            .into_par_iter()
+            .map(|i| {
+                cancel.check()?;
+                // Heads of the same tokens follow each other: they lie in the same pages.
+                let (block, piece) = (i / heads / parts * heads + i % heads, i / heads % parts);
+                Ok((block * parts + piece, work(block, part(tiles, parts, piece))?))
+            })
+            .collect::<Result<_, _>>()?;
+        found.sort_unstable_by_key(|(at, _)| *at);
+        Ok(found.into_iter().map(|(_, result)| result).collect())
+    }
+
     /// How many pieces the tiles of a block of keys are cut into: enough to keep threads busy, and few enough that
     /// the keys that two pieces share are not most of them. Depends on the shape alone.
-    fn parts(&self, tiles: usize, keys: impl Fn(std::ops::Range<usize>) -> usize) -> usize {
+    fn parts(&self, tiles: usize, keys: impl Fn(Range<usize>) -> usize) -> usize {
         const PIECES: usize = 64;
         let mut parts = PIECES.div_ceil((self.batch * self.kv_heads).max(1)).min(tiles);
         while parts > 4 {
@@ -91,6 +120,6 @@ impl Shape {
 }
 
 /// Piece `p` of `parts` of so many tiles.
-fn part(tiles: usize, parts: usize, p: usize) -> std::ops::Range<usize> {
+fn part(tiles: usize, parts: usize, p: usize) -> Range<usize> {
     p * tiles / parts..(p + 1) * tiles / parts
 }

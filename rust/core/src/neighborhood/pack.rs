@@ -11,17 +11,12 @@ use super::unfused::Tile;
 use super::{Layout, Strided};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::real::Real;
-use crate::vector::{Element, Vector};
+use crate::vector::{Element, Vector, vector_size};
 
 /// Tokens that are packed at a time.
 const PIECE: usize = 64;
 /// What a vector may read beyond the last key.
 const BEYOND: usize = 64;
-
-/// Elements of a vector on this machine.
-pub(super) fn vector_size<T: Element>() -> usize {
-    crate::vector::vector_size::<T>()
-}
 
 /// An array that several threads write to, each its own part.
 #[derive(Clone, Copy)]

@@ -1,14 +1,12 @@
 //! Products with the keys of a window, sums over it with given weights, and the transpose of those sums.
 
-use rayon::prelude::*;
-
 use super::geometry::{Band, Blocks, KeyRow, Order, ROWS};
-use super::pack::{Cells, Columns, Partial, Rows, copy, merge, rows_of_tile, vector_size};
+use super::pack::{Cells, Columns, Partial, Rows, copy, merge, rows_of_tile};
 use super::tile::{Keys, SPARE, Source, scatter, scores, weighted_sums};
-use super::{Layout, Shape, Strided, part};
+use super::{Layout, Shape, Strided};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
-use crate::vector::{Element, Vector};
+use crate::vector::{Element, Vector, vector_size};
 
 /// Lanes of a tile that are worked on at a time, in whole rows of keys.
 const CHUNK: usize = 512;
@@ -31,25 +29,31 @@ pub fn products<T: Element>(
     assert_eq!(to.len(), blocks.0 * tokens * window);
     let key = Columns::pack(&order, key, blocks, d);
     let cells = Cells::new(to);
-    each_piece(&shape, &order, cancel, |block, tiles| {
-        let mut left = Vec::new();
-        tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
-            dispatch(ProductsOf {
-                tile,
-                query,
-                at: query.layout.at(block, shape.heads),
-                left: &mut left,
-                d,
-                key: key.of(block),
-                block,
-                window,
-                tokens,
-                cells,
-            });
-        })?;
-        Ok(())
-    })
-    .map(|_: Vec<()>| ())
+    shape
+        .each_piece(
+            order.tiles,
+            |tiles| order.key_range(tiles).len(),
+            cancel,
+            |block, tiles| {
+                let mut left = Vec::new();
+                tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
+                    dispatch(ProductsOf {
+                        tile,
+                        query,
+                        at: query.layout.at(block, shape.heads),
+                        left: &mut left,
+                        d,
+                        key: key.of(block),
+                        block,
+                        window,
+                        tokens,
+                        cells,
+                    });
+                })?;
+                Ok(())
+            },
+        )
+        .map(|_: Vec<()>| ())
 }
 
 /// `to` = the sums over each query's window of `weights` (batch, heads, tokens, window) times values of
@@ -70,25 +74,31 @@ pub fn aggregate<T: Element>(
     assert_eq!(weights.len(), blocks.0 * tokens * window);
     let value = Rows::new(&order, value, blocks, d);
     let cells = Cells::new(to);
-    each_piece(&shape, &order, cancel, |block, tiles| {
-        let (weights, at) =
-            (&weights[block * tokens * window..(block + 1) * tokens * window], layout.at(block, shape.heads));
-        let mut buffers = (Vec::new(), Vec::new());
-        tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
-            dispatch(Aggregate {
-                tile,
-                weights,
-                window,
-                value: value.of(block),
-                d,
-                cells,
-                at,
-                layout,
-                buffers: &mut buffers,
-            });
-        })
-    })
-    .map(|_: Vec<()>| ())
+    shape
+        .each_piece(
+            order.tiles,
+            |tiles| order.key_range(tiles).len(),
+            cancel,
+            |block, tiles| {
+                let (weights, at) =
+                    (&weights[block * tokens * window..(block + 1) * tokens * window], layout.at(block, shape.heads));
+                let mut buffers = (Vec::new(), Vec::new());
+                tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
+                    dispatch(Aggregate {
+                        tile,
+                        weights,
+                        window,
+                        value: value.of(block),
+                        d,
+                        cells,
+                        at,
+                        layout,
+                        buffers: &mut buffers,
+                    });
+                })
+            },
+        )
+        .map(|_: Vec<()>| ())
 }
 
 /// The transpose of [`aggregate`]: `to` = for each key, the sum over the queries that see it of their weight times
@@ -108,27 +118,32 @@ pub fn inverse<T: Element>(
     let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
     assert_eq!(weights.len(), blocks.0 * tokens * window);
     let padded = d.next_multiple_of(vector_size::<T>());
-    let partials = each_piece(&shape, &order, cancel, |block, tiles| {
-        let weights = &weights[block * tokens * window..(block + 1) * tokens * window];
-        let keys = order.key_range(tiles.clone());
-        let mut part = Partial::new(&keys, (keys.len() + SPARE) * padded);
-        let (mut buffer, mut left) = (Vec::new(), Vec::new());
-        tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
-            dispatch(Inverse {
-                tile,
-                weights,
-                window,
-                from,
-                at: from.layout.at(block, shape.heads),
-                d,
-                left: &mut left,
-                sums: &mut part.sums,
-                first: part.first,
-                buffer: &mut buffer,
-            });
-        })?;
-        Ok(part)
-    })?;
+    let partials = shape.each_piece(
+        order.tiles,
+        |tiles| order.key_range(tiles).len(),
+        cancel,
+        |block, tiles| {
+            let weights = &weights[block * tokens * window..(block + 1) * tokens * window];
+            let keys = order.key_range(tiles.clone());
+            let mut part = Partial::new(&keys, (keys.len() + SPARE) * padded);
+            let (mut buffer, mut left) = (Vec::new(), Vec::new());
+            tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
+                dispatch(Inverse {
+                    tile,
+                    weights,
+                    window,
+                    from,
+                    at: from.layout.at(block, shape.heads),
+                    d,
+                    left: &mut left,
+                    sums: &mut part.sums,
+                    first: part.first,
+                    buffer: &mut buffer,
+                });
+            })?;
+            Ok(part)
+        },
+    )?;
     let partials: Vec<_> = partials.iter().collect();
     if !partials.is_empty() {
         merge(&order, &partials, partials.len() / blocks.0, shape.heads, d, to, layout);
@@ -146,23 +161,6 @@ impl Layout {
     pub(super) fn at(&self, block: usize, heads: usize) -> usize {
         block / heads * self.batch + block % heads * self.head
     }
-}
-
-/// Run `work` on all tiles of all blocks of keys, in pieces that depend on the shape alone; what it gave, in order.
-fn each_piece<R: Send>(
-    shape: &Shape,
-    order: &Order,
-    cancel: &Cancel,
-    work: impl Fn(usize, std::ops::Range<usize>) -> Result<R, Cancelled> + Sync,
-) -> Result<Vec<R>, Cancelled> {
-    let parts = shape.parts(order.tiles, |tiles| order.key_range(tiles).len());
-    (0..shape.batch * shape.kv_heads * parts)
-        .into_par_iter()
-        .map(|i| {
-            cancel.check()?;
-            work(i / parts, part(order.tiles, parts, i % parts))
-        })
-        .collect()
 }
 
 /// A tile: where its queries are, and what they see.
