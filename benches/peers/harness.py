@@ -150,7 +150,8 @@ def environment(name: str, requirements: Sequence[str]) -> Path:
     wanted = json.dumps(list(requirements))
     if not stamp.exists() or stamp.read_text() != wanted:
         uv = shutil.which("uv") or str(ROOT / ".venv" / "bin" / "uv")
-        outside = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+        ours = ("VIRTUAL_ENV", "UV_CONSTRAINT")
+        outside = {key: value for key, value in os.environ.items() if key not in ours}
         subprocess.run(
             [uv, "venv", "-q", "--allow-existing", "-p", sys.executable, folder], check=True, env=outside
         )
