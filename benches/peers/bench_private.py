@@ -36,10 +36,7 @@ def our_trees(X: np.ndarray, levels: int, threads: int) -> np.ndarray:
     d = X.shape[1]
     counts = np.zeros((d, 2**levels), np.int64)
     _core.private_count(X, np.zeros(d), np.ones(d), False, counts, 0, threads)
-    trees = np.zeros((d, 2 ** (levels + 1) - 1), np.int64)
-    trees[:, 2**levels - 1 :] = counts
-    _core.private_sum_up(trees)
-    return trees
+    return _core.private_trees(counts)
 
 
 def rows(quick: bool) -> Iterator[Row]:

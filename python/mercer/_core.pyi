@@ -165,7 +165,24 @@ def private_noise(
     stream: int = 0,
     threads: int | None = None,
 ) -> None: ...
-def private_sum_up(trees: NDArray) -> None: ...
+def private_trees(leaves: NDArray) -> NDArray: ...
+def private_moments(
+    x: NDArray,
+    bounds: NDArray | None,
+    centre: NDArray,
+    radius: float | None,
+    clip: bool,
+    steps: float,
+    bits: int,
+    limit: NDArray,
+    most: tuple[int, int],
+    sums: NDArray,
+    starts: list[int],
+    first_row: int = 0,
+    threads: int | None = None,
+    order: NDArray | None = None,
+    unit: bool = False,
+) -> None: ...
 def public_normals(seed: int, rows: int, d: int) -> NDArray: ...
 
 class PrivateTreeSums:

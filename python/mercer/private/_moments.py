@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from mercer import _core
 from mercer.private._noise import Budget, Law, Noise
 from mercer.private._structure import Arrays, Structure, released_count
-from mercer.private._trees import within
 from mercer.private.release import Release
 
 __all__ = ["MomentRelease", "MomentSums", "about_centroid", "coarsened"]
@@ -22,10 +22,10 @@ BITS = 20  # the grid: 2^-20 of the largest half-width
 class MomentSums(Structure):
     """n, sum z and sum |z|² with z the row from the middle of the bounds, in units of the largest half-width.
 
-    Sensitivity, beside the code that relies on it: `_on_grid` cuts z to whole multiples of 2^-20, towards 0, and keeps
-    in whole numbers |Z_i| <= H_i, sum |Z_i| <= l1 and sum Z_i² <= square, whatever floating point did before. One row
-    adds Z and floor(sum Z_i² / 2^20), which is in [0, square / 2^20]. k rows change sums by at most k times the norm
-    of one, replacing k rows by twice that.
+    Sensitivity, beside the code that relies on it: `private_moments` cuts z to whole multiples of 2^-20, towards 0, and
+    keeps in whole numbers |Z_i| <= H_i, sum |Z_i| <= l1 and sum Z_i² <= square, whatever floating point did before. One
+    row adds Z and floor(sum Z_i² / 2^20), which is in [0, square / 2^20]. k rows change sums by at most k times the
+    norm of one, replacing k rows by twice that.
     """
 
     kind = "moments"
@@ -35,13 +35,36 @@ class MomentSums(Structure):
         return {"sum": np.zeros(d, np.int64), "squares": np.zeros(1, np.int64), "n": np.zeros(1, np.int64)}
 
     def add(self, arrays: Arrays, block: np.ndarray, first_row: int, threads: int | None) -> None:
-        step = max(1, (1 << 20) // block.shape[1])
-        for start in range(0, len(block), step):
-            part = within(block[start : start + step], self.terms, first_row + start)
-            Z, squares = self._on_grid(part)
-            arrays["sum"] += Z.sum(0)
-            arrays["squares"] += (squares >> BITS).sum()
+        sums = self._sums(block, [0], first_row, threads)
+        arrays["sum"] += sums[0, :-1]
+        arrays["squares"] += sums[0, -1]
         arrays["n"] += len(block)
+
+    def sum_groups(
+        self, rows: np.ndarray, order: np.ndarray, starts: np.ndarray, unit: bool, threads: int | None
+    ) -> list[Arrays]:
+        """The accumulators of each group of the rows in this order, each scaled to unit length if asked; no copy."""
+        counts = np.diff([*starts.tolist(), len(order)])
+        return [
+            {"sum": sums[:-1], "squares": sums[-1:], "n": np.array([n])}
+            for sums, n in zip(self._sums(rows, starts.tolist(), 0, threads, order, unit), counts, strict=True)
+        ]
+
+    def _sums(self, rows: np.ndarray, starts: list[int], *where: Any) -> np.ndarray:
+        """Sums of Z and of its squares, (groups, d + 1). Raises ValueError for the first row that is refused."""
+        if rows.dtype not in (np.float32, np.float64):
+            rows = rows.astype(np.float64)
+        terms = self.terms
+        centre, half, radius = self._frame()
+        l1, square, _ = self.sensitivities
+        limit = np.floor(half / half.max() * 2.0**BITS)
+        bounds = None if terms.low is None else np.array([terms.low, terms.high], np.float64)
+        sums = np.zeros((len(starts), terms.columns + 1), np.int64)
+        _core.private_moments(
+            np.ascontiguousarray(rows), bounds, centre, radius, terms.clip, 2.0**BITS / half.max(), BITS, limit,
+            (l1, square), sums, starts, *where,
+        )  # fmt: skip
+        return sums
 
     @cached_property
     def sensitivities(self) -> tuple[int, int, int]:
@@ -65,32 +88,6 @@ class MomentSums(Structure):
             return np.zeros(d), np.full(d, radius), radius
         low, high = np.array(self.terms.low), np.array(self.terms.high)
         return (low + high) / 2, (high - low) / 2, radius
-
-    def _on_grid(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(Z, its squared lengths)."""
-        centre, half, radius = self._frame()
-        z = X - centre
-        z /= half.max()
-        steps: Any = 2.0**BITS
-        if radius is not None:
-            length = np.sqrt(np.einsum("ij,ij->i", z, z))
-            most = radius / half.max() * (1 - 1e-12)
-            if not self.terms.clip and (length > radius / half.max() * (1 + 1e-9)).any():
-                row = int(np.argmax(length))
-                raise ValueError(
-                    f"X must have rows of length <= norm_bound = {radius}, got {length[row] * half.max()}; "
-                    "outside='clip' shortens such rows"
-                )
-            steps = (steps * np.minimum(1.0, most / np.maximum(length, most)))[:, None]
-        z *= steps
-        Z = z.astype(np.int64)  # towards 0
-        limit = np.floor(half / half.max() * 2.0**BITS).astype(np.int64)
-        np.clip(Z, -limit, limit, out=Z)
-        squares = np.einsum("ij,ij->i", Z, Z)
-        l1, square, _ = self.sensitivities
-        beyond = (np.abs(Z).sum(1) > l1) | (squares > square)
-        Z[beyond] = squares[beyond] = 0  # cannot be; the proof does not lean on that
-        return Z, squares
 
     def release(self, arrays: Arrays, budget: Budget, noise: Noise) -> Release:
         terms = self.terms

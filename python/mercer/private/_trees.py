@@ -78,9 +78,9 @@ class TreeSums(Structure):
             rest = Budget(budget.epsilon, budget.delta, budget.gaussian, per_column.amount - amount)
         levels = options["levels"] or min(_tree.default_levels(float(np.mean(root))), DEEPEST)
         amounts = rest.split(shares(levels)[1:]) if levels else []
-        trees = np.zeros((columns, 2 ** (levels + 1) - 1), np.int64)
-        trees[:, 2**levels - 1 :] = leaves.reshape(columns, 2**levels, -1).sum(2)
-        _core.private_sum_up(trees)
+        if leaves.shape[1] > 2**levels:
+            leaves = leaves.reshape(columns, 2**levels, -1).sum(2)
+        trees = _core.private_trees(leaves)
         below = trees[:, 1:].ravel()
         level_laws = laws(amounts)
         if levels:

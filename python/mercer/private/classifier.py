@@ -222,7 +222,9 @@ class PrivateSimilarityClassifier(OneRelease):
         starts = np.searchsorted(labels[order], np.arange(len(classes)))
         unit = _checks.flag("normalize", self.normalize)
         sums: Any
-        if isinstance(structure, FeatureSums) and structure.terms.low is None:
+        if isinstance(structure, MomentSums) or (
+            isinstance(structure, FeatureSums) and structure.terms.low is None
+        ):
             try:
                 sums = structure.sum_groups(rows, order, starts, unit, threads)
             except ValueError:

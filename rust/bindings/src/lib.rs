@@ -34,7 +34,7 @@ mod _core {
     };
     #[pymodule_export]
     use super::private::{
-        FourierFeatures, PrivateTreeSums, private_count, private_noise, private_sum_up, public_normals,
+        FourierFeatures, PrivateTreeSums, private_count, private_moments, private_noise, private_trees, public_normals,
     };
     #[pymodule_export]
     use super::ranking::{

@@ -5,11 +5,13 @@ use std::num::NonZero;
 use mercer_core::cancel::{Cancel, Cancelled};
 use mercer_core::pool;
 use mercer_core::private::features::{Features, Projection, Spectrum, frequencies};
+use mercer_core::private::moments::Moments;
 use mercer_core::private::noise::{self, Gaussian, Laplace, Law};
 use mercer_core::private::tree::{self, AbsoluteSum, Column, Outside};
-use mercer_core::private::{RowError, features};
+use mercer_core::private::{RowError, features, rows};
 use numpy::{
-    PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteArray2, ToPyArray,
+    PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteArray2,
+    ToPyArray,
 };
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
@@ -40,6 +42,10 @@ fn pass(
             RowError::Outside { row, column, value } => format!(
                 "X must lie within bounds, got {value} in row {}, column {column}; outside='clip' moves such values \
                  to the nearest bound",
+                first_row + row
+            ),
+            RowError::Long { row, length } => format!(
+                "X must have rows of length <= norm_bound, got {length} in row {}; outside='clip' shortens such rows",
                 first_row + row
             ),
             RowError::Cancelled(cancelled) => cancelled.to_string(),
@@ -92,6 +98,67 @@ fn columns(low: &[f64], high: &[f64]) -> Vec<Column> {
     low.iter().zip(high).map(|(&low, &high)| Column { low, high }).collect()
 }
 
+/// (the rows taken of `n`, how many).
+fn taken<'a>(
+    starts: &'a [usize],
+    order: Option<&'a PyReadonlyArray1<'_, i64>>,
+    unit: bool,
+    n: usize,
+) -> PyResult<(rows::Rows<'a>, usize)> {
+    let order = order.map(|order| order.as_slice()).transpose()?;
+    let there = |order: &[i64]| order.iter().all(|&row| usize::try_from(row).is_ok_and(|row| row < n));
+    agree("order", order.is_none_or(there))?;
+    let rows = rows::Rows { starts, order, unit };
+    let n = rows.count(n);
+    agree("starts", starts.is_sorted() && starts.last().is_none_or(|&last| last <= n))?;
+    Ok((rows, n))
+}
+
+/// Add the rows of `x` in steps of a grid, and their squared lengths, to `sums` (groups, d + 1); see
+/// [`FourierFeatures::add`] for `starts`, `order` and `unit`. `bounds` (2, d) may be missing, and `radius`.
+#[pyfunction]
+#[pyo3(signature = (x, bounds, centre, radius, clip, steps, bits, limit, most, sums, starts, first_row=0, threads=None,
+    order=None, unit=false))]
+#[allow(clippy::too_many_arguments)]
+pub fn private_moments(
+    py: Python<'_>,
+    x: Rows<'_>,
+    bounds: Option<PyReadonlyArray2<'_, f64>>,
+    centre: PyReadonlyArray1<'_, f64>,
+    radius: Option<f64>,
+    clip: bool,
+    steps: f64,
+    bits: u32,
+    limit: PyReadonlyArray1<'_, f64>,
+    most: (i64, i64),
+    mut sums: PyReadwriteArray2<'_, i64>,
+    starts: Vec<usize>,
+    first_row: usize,
+    threads: Option<NonZero<usize>>,
+    order: Option<PyReadonlyArray1<'_, i64>>,
+    unit: bool,
+) -> PyResult<()> {
+    let (n, d) = crate::directional::shape(&x);
+    let (rows, n) = taken(&starts, order.as_ref(), unit, n)?;
+    let (centre, limit) = (centre.as_slice()?, limit.as_slice()?);
+    agree("x", d > 0 && d == centre.len() && d == limit.len())?;
+    agree("sums", sums.as_array().dim() == (starts.len(), d + 1))?;
+    agree("bounds", bounds.as_ref().is_none_or(|b| b.as_array().dim() == (2, d)))?;
+    let bounds = bounds.as_ref().map(|b| b.as_slice()).transpose()?.map(|b| b.split_at(d));
+    let moments = Moments { bounds, centre, radius, clip, steps, bits, limit, most };
+    let (sums, threads) = (sums.as_slice_mut()?, pool::threads(threads));
+    match &x {
+        Rows::Float32(a) => {
+            let x = a.as_slice()?;
+            pass(py, n * d, first_row, |cancel| moments.add(x, rows, sums, (threads, cancel)))
+        }
+        Rows::Float64(a) => {
+            let x = a.as_slice()?;
+            pass(py, n * d, first_row, |cancel| moments.add(x, rows, sums, (threads, cancel)))
+        }
+    }
+}
+
 /// Add the rows of `x` to the leaf counts `counts` (d, 2^levels).
 #[pyfunction]
 #[pyo3(signature = (x, low, high, clip, counts, first_row=0, threads=None))]
@@ -127,20 +194,25 @@ pub fn private_count(
     }
 }
 
-/// Fill the levels above the leaves of each tree, `trees` (d, 2^(levels+1) - 1).
+/// The tree (2^(levels+1) - 1) of each column, from its leaves (d, 2^levels).
 #[pyfunction]
-pub fn private_sum_up(py: Python<'_>, mut trees: PyReadwriteArray2<'_, i64>) -> PyResult<()> {
-    let size = trees.as_array().ncols();
-    agree("trees", (size + 1).is_power_of_two() && size >= 1)?;
-    let levels = (size + 1).trailing_zeros() - 1;
-    let trees = trees.as_slice_mut()?;
-    interrupt::run(py, size > 1 << 16, |cancel| {
-        pool::share(pool::threads(None), trees.chunks_exact_mut(size), |tree| {
+pub fn private_trees<'py>(py: Python<'py>, leaves: PyReadonlyArray2<'_, i64>) -> PyResult<Bound<'py, PyArray2<i64>>> {
+    let (d, count) = leaves.as_array().dim();
+    agree("leaves", count.is_power_of_two())?;
+    let size = 2 * count - 1;
+    // Pages of zeros: a column's are first touched by the thread that fills them.
+    let trees = PyArray2::zeros(py, [d, size], false);
+    let mut to = trees.readwrite();
+    let (from, to) = (leaves.as_slice()?, to.as_slice_mut()?);
+    interrupt::run(py, to.len() > 1 << 16, |cancel| {
+        pool::share(pool::threads(None), to.chunks_exact_mut(size).zip(from.chunks_exact(count)), |(tree, leaves)| {
             cancel.check()?;
-            tree::sum_up(tree, levels);
+            tree[count - 1..].copy_from_slice(leaves);
+            tree::sum_up(tree, count.trailing_zeros());
             Ok(())
         })
-    })
+    })?;
+    Ok(trees)
 }
 
 /// Sums of absolute differences to each column of noisy trees.
@@ -263,18 +335,11 @@ impl FourierFeatures {
         unit: bool,
     ) -> PyResult<()> {
         let (n, d) = crate::directional::shape(&x);
-        let order = order.as_ref().map(|order| order.as_slice()).transpose()?;
-        agree(
-            "order",
-            order.is_none_or(|order| order.iter().all(|&row| usize::try_from(row).is_ok_and(|row| row < n))),
-        )?;
-        let n = order.map_or(n, <[i64]>::len);
-        let rows = features::Rows { starts: &starts, order, unit };
+        let (rows, n) = taken(&starts, order.as_ref(), unit, n)?;
         let shape = sums.as_array().dim();
         let sums = sums.as_slice_mut()?;
         agree("x", d == self.d && bits <= features::MOST_BITS)?;
         agree("sums", shape == (starts.len(), self.features.values()))?;
-        agree("starts", starts.is_sorted() && starts.last().is_none_or(|&last| last <= n))?;
         let (work, threads) = (n * sums.len(), pool::threads(threads));
         match &x {
             Rows::Float32(a) => {
@@ -316,12 +381,7 @@ impl FourierFeatures {
 
 /// Standard normals of (seed, row), `d` in each of `rows` rows: public randomness that any version repeats.
 #[pyfunction]
-pub fn public_normals<'py>(
-    py: Python<'py>,
-    seed: u64,
-    rows: usize,
-    d: usize,
-) -> PyResult<Bound<'py, numpy::PyArray2<f64>>> {
+pub fn public_normals<'py>(py: Python<'py>, seed: u64, rows: usize, d: usize) -> PyResult<Bound<'py, PyArray2<f64>>> {
     let mut out = vec![0.0; rows * d];
     for (row, chunk) in (0u64..).zip(out.chunks_exact_mut(d.max(1))) {
         mercer_core::rng::fill_normals(chunk, seed, 4, row);

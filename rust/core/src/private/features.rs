@@ -10,6 +10,7 @@ use crate::hadamard::{Mix, SIDE};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
 use crate::private::RowError;
+use crate::private::rows::{Rows, take_row};
 use crate::real::Real;
 use crate::rng::{Draws, fill_normals};
 
@@ -154,17 +155,6 @@ impl Projection {
     }
 }
 
-/// Which rows of a matrix are summed, and into which groups.
-#[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    /// Where each group begins among the rows taken; the last ends with them.
-    pub starts: &'a [usize],
-    /// The rows taken, in order; None: all of them.
-    pub order: Option<&'a [i64]>,
-    /// Whether each is first scaled to unit length (a row of zeros stays).
-    pub unit: bool,
-}
-
 /// Features of m frequencies in d dimensions.
 pub struct Features {
     d: usize,
@@ -217,33 +207,27 @@ impl Features {
     pub fn add<T: Real>(
         &self,
         x: &[T],
-        Rows { starts, order, unit }: Rows<'_>,
+        taken: Rows<'_>,
         bits: u32,
         sums: &mut [i64],
         (threads, cancel): (usize, &Cancel),
     ) -> Result<(), RowError> {
         let (d, values) = (self.d, self.values());
-        let n = order.map_or(x.len() / d, <[i64]>::len);
-        assert!(x.len().is_multiple_of(d) && sums.len() == starts.len() * values && bits <= MOST_BITS);
+        let n = taken.count(x.len() / d);
+        assert!(x.len().is_multiple_of(d) && sums.len() == taken.starts.len() * values && bits <= MOST_BITS);
         // Pieces of rows: whole numbers may be added in any order, and in doubles they are exact below 2^53.
         let rows = n.div_ceil(threads.max(1) * 4).next_multiple_of(ROWS).clamp(ROWS, 1 << (52 - MOST_BITS));
-        let ends = starts.iter().skip(1).copied().chain([n]);
-        let mut pieces = Vec::new();
-        for (group, (&start, end)) in starts.iter().zip(ends).enumerate() {
-            assert!(start <= end);
-            pieces.extend((start..end).step_by(rows).map(|first| (group, first..end.min(first + rows))));
-        }
         let grid = Grid::new(bits, self.phases.is_none());
         let total = std::sync::Mutex::new(sums);
-        pool::share(threads, pieces.into_iter(), |(group, piece)| {
+        pool::share(threads, taken.pieces(n, rows).into_iter(), |(group, piece)| {
             let mut part = vec![[0.0; SIDE]; values];
             let mut work = Workspace::new(self);
             for first in piece.clone().step_by(ROWS) {
                 cancel.check()?;
                 let count = ROWS.min(piece.end - first);
                 for (i, to) in (first..first + count).zip(work.x.chunks_exact_mut(d)) {
-                    let row = order.map_or(i, |order| order[i] as usize);
-                    if !take_row(&x[row * d..][..d], unit, to) {
+                    let row = taken.row(i);
+                    if !take_row(&x[row * d..][..d], taken.unit, to) {
                         return Err(RowError::NotFinite { row });
                     }
                 }
@@ -343,36 +327,6 @@ impl Workspace {
             }
         }
     }
-}
-
-/// `to` = `from`, of unit length if that is asked for; whether all of it is finite.
-#[inline]
-fn take_row<T: Real>(from: &[T], unit: bool, to: &mut [f64]) -> bool {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f64());
-    // Several sums side by side, which do not wait for each other.
-    let (blocks, rest) = to.as_chunks::<SIDE>();
-    let mut squares = [0.0; SIDE];
-    for block in blocks {
-        squares = std::array::from_fn(|i| squares[i] + block[i] * block[i]);
-    }
-    let mut square = squares.iter().sum::<f64>() + rest.iter().map(|v| v * v).sum::<f64>();
-    if !square.is_finite() && to.iter().any(|v| !v.is_finite()) {
-        return false;
-    }
-    if unit {
-        if !(1e-200..1e200).contains(&square) {
-            // Squares would not fit: the largest entry becomes 1 first.
-            let largest = to.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
-            if largest == 0.0 {
-                return true;
-            }
-            to.iter_mut().for_each(|v| *v /= largest);
-            square = to.iter().map(|v| v * v).sum();
-        }
-        let scale = 1.0 / square.sqrt();
-        to.iter_mut().for_each(|v| *v *= scale);
-    }
-    true
 }
 
 /// Hand what signs and transforms make of [`SIDE`] rows of `x` to `each`, with the first frequency of the block and the

@@ -1,10 +1,13 @@
-//! Releases that keep differential privacy: exact noise, dyadic trees of counts, sums of random features.
+//! Releases that keep differential privacy: exact noise, dyadic trees of counts, sums of random features and
+//! of rows.
 //!
 //! What a record adds to a structure is made of whole numbers, so that sums are exact in any order (merging partial
 //! structures, any number of threads) and the sensitivity of the sum is a bound on whole numbers, rounding included.
 
 pub mod features;
+pub mod moments;
 pub mod noise;
+pub mod rows;
 pub mod tree;
 
 use crate::cancel::Cancelled;
@@ -27,6 +30,14 @@ pub enum RowError {
         column: usize,
         /// What stands there.
         value: f64,
+    },
+    /// A row is longer than it may be.
+    #[error("row {row} has length {length}, more than it may have")]
+    Long {
+        /// The row.
+        row: usize,
+        /// Its distance from the centre.
+        length: f64,
     },
     /// It was told to stop.
     #[error(transparent)]
