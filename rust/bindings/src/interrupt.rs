@@ -1,6 +1,7 @@
 //! Long work without the GIL that Ctrl-C stops.
 
 use mercer_core::cancel::{Cancel, Cancelled};
+use mercer_core::team;
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -20,9 +21,17 @@ pub fn run<R: Send>(
     if !long {
         return py.detach(|| work(&cancel)).map_err(interrupted);
     }
+    team::rest(|| watch(py, &cancel, work)).map_or_else(Err, |outcome| outcome.map_err(interrupted))
+}
+
+/// `work` on a thread of its own, until it is done; an error where a signal has one.
+fn watch<R: Send>(
+    py: Python<'_>,
+    cancel: &Cancel,
+    work: impl FnOnce(&Cancel) -> Result<R, Cancelled> + Send,
+) -> PyResult<Result<R, Cancelled>> {
     std::thread::scope(|scope| {
         let (done, finished) = channel();
-        let cancel = &cancel;
         scope.spawn(move || {
             let _ = done.send(work(cancel));
         });
@@ -35,7 +44,7 @@ pub fn run<R: Send>(
                 Err(_) => Err(RecvTimeoutError::Disconnected),
             });
             match answer {
-                Ok(result) => return signal.map_or_else(|| result.map_err(interrupted), Err),
+                Ok(result) => return signal.map_or(Ok(result), Err),
                 Err(RecvTimeoutError::Timeout) if signal.is_none() => {
                     if let Err(error) = py.check_signals() {
                         cancel.raise();

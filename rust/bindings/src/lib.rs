@@ -82,6 +82,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        mercer_core::team::loaded();
         m.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

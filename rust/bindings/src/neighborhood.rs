@@ -42,11 +42,11 @@ fn run(
     py: Python<'_>,
     shape: Shape,
     threads: Option<NonZero<usize>>,
-    work: impl FnOnce(&Cancel) -> Result<(), Cancelled> + Send,
+    work: impl FnOnce((usize, &Cancel)) -> Result<(), Cancelled> + Send,
 ) -> PyResult<()> {
     let products = [shape.batch, shape.heads, shape.grid.tokens(), shape.grid.window(), shape.dim + shape.value_dim];
-    let long = products.into_iter().fold(1, usize::saturating_mul) > 1 << 24;
-    interrupt::run(py, long, |cancel| pool::install(pool::threads(threads), || work(cancel)))
+    let long = products.into_iter().fold(1, usize::saturating_mul) > 1 << 28;
+    interrupt::run(py, long, |cancel| work((pool::threads(threads), cancel)))
 }
 
 fn mixed() -> PyErr {
@@ -84,9 +84,9 @@ pub fn neighborhood_products(
             let (query, key) = ($query.as_slice()?, $key.as_slice()?);
             let mut out = $out;
             let out = out.as_slice_mut()?;
-            run(py, shape, threads, |cancel| {
+            run(py, shape, threads, |run| {
                 let strided = |data| Strided { data, layout };
-                neighborhood::products(shape, strided(query), strided(key), out, cancel)
+                neighborhood::products(shape, strided(query), strided(key), out, run)
             })
         }};
     }
@@ -144,7 +144,7 @@ pub fn neighborhood_attention(
             };
             let (out, lse) = (out.as_slice_mut()?, lse.as_slice_mut()?);
             let layout = Layout::heads_last(tokens, shape.heads, shape.value_dim);
-            run(py, shape, threads, |cancel| neighborhood::forward(shape, inputs, (out, layout), lse, cancel))
+            run(py, shape, threads, |run| neighborhood::forward(shape, inputs, (out, layout), lse, run))
         }};
     }
     match (&query, &key, &value, out, lse) {
@@ -220,7 +220,7 @@ pub fn neighborhood_attention_gradients(
                 key: by_k.as_slice_mut()?,
                 value: by_v.as_slice_mut()?,
             };
-            run(py, shape, threads, |cancel| neighborhood::backward(shape, inputs, gradients, cancel))
+            run(py, shape, threads, |run| neighborhood::backward(shape, inputs, gradients, run))
         }};
     }
     match (given, wanted) {
@@ -254,9 +254,7 @@ macro_rules! with_weights {
                     let (weights, data) = ($weights.as_slice()?, $rows.as_slice()?);
                     let mut out = $out;
                     let out = out.as_slice_mut()?;
-                    run(py, shape, threads, |cancel| {
-                        $call(shape, weights, Strided { data, layout }, (out, layout), cancel)
-                    })
+                    run(py, shape, threads, |run| $call(shape, weights, Strided { data, layout }, (out, layout), run))
                 }};
             }
             match (&weights, &rows, out) {

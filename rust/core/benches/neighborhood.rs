@@ -5,7 +5,7 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mercer_core::cancel::Cancel;
 use mercer_core::neighborhood::{Axis, Gradients, Grid, Inputs, Layout, Shape, Strided, backward, forward};
-use mercer_core::{pool, rng};
+use mercer_core::rng;
 
 const HEADS: usize = 4;
 const DIM: usize = 32;
@@ -37,7 +37,7 @@ fn attention(c: &mut Criterion) {
         let cancel = Cancel::new();
         group.throughput(Throughput::Elements((tokens * HEADS) as u64));
         group.bench_function(format!("forward, {name}"), |b| {
-            b.iter(|| pool::install(1, || forward(shape, inputs, (black_box(&mut out), layout), &mut lse, &cancel)));
+            b.iter(|| forward(shape, inputs, (black_box(&mut out), layout), &mut lse, (1, &cancel)));
         });
         group.bench_function(format!("backward, {name}"), |b| {
             b.iter(|| {
@@ -45,7 +45,7 @@ fn attention(c: &mut Criterion) {
                 let out = Strided { data: &out[..], layout };
                 let gradients =
                     Gradients { out, lse: &lse, grad: strided(3), grad_lse: None, query, key, value: black_box(value) };
-                pool::install(1, || backward(shape, inputs, gradients, &cancel))
+                backward(shape, inputs, gradients, (1, &cancel))
             });
         });
     }

@@ -16,4 +16,5 @@ pub mod real;
 pub mod retrieval;
 pub mod rng;
 pub mod special;
+pub mod team;
 pub mod vector;

@@ -6,6 +6,8 @@
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::team;
+
 struct Kept {
     pid: u32,
     threads: usize,
@@ -52,13 +54,32 @@ pub fn share<T: Send, E: Send>(
             }
         }
     };
-    pool(threads).in_place_scope(|scope| {
-        for _ in 0..helpers {
-            scope.spawn(|_| run());
-        }
-        run();
-    });
+    if !team::share(helpers + 1, &run) {
+        pool(threads).in_place_scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(|_| run());
+            }
+            run();
+        });
+    }
     lock(&failure).take().map_or(Ok(()), Err)
+}
+
+/// What `work` gives for each number below `count`, in their order, done as by [`share`].
+///
+/// # Errors
+/// One of those that `work` gave.
+pub fn map<R: Send, E: Send>(
+    threads: usize,
+    count: usize,
+    work: impl Fn(usize) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E> {
+    let mut found: Vec<Option<R>> = (0..count).map(|_| None).collect();
+    share(threads, found.iter_mut().enumerate(), |(i, found)| {
+        *found = Some(work(i)?);
+        Ok(())
+    })?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// A thread that panicked while it held the lock takes the whole scope down with it.

@@ -55,7 +55,7 @@ pub fn forward<T: Element>(
     inputs: Inputs<'_, T>,
     (out, layout): (&mut [T], Layout),
     lse: &mut [T],
-    cancel: &Cancel,
+    run: (usize, &Cancel),
 ) -> Result<(), Cancelled> {
     shape.check();
     let order = Order::new(shape.grid);
@@ -67,14 +67,14 @@ pub fn forward<T: Element>(
         .each_piece(
             patches.count,
             |range| patches.key_range(range).len(),
-            cancel,
+            run,
             |block, range| {
                 let keys = patches.key_range(range.clone());
                 let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
                 let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
                 let mut scratch = Scratch::new(&shape);
                 for index in range {
-                    cancel.check()?;
+                    run.1.check()?;
                     let patch = patches.of(index);
                     let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
                     for (batch, head) in heads(&shape, block) {
@@ -118,7 +118,7 @@ pub fn backward<T: Element>(
     shape: Shape,
     inputs: Inputs<'_, T>,
     gradients: Gradients<'_, T>,
-    cancel: &Cancel,
+    run: (usize, &Cancel),
 ) -> Result<(), Cancelled> {
     shape.check();
     let order = Order::new(shape.grid);
@@ -130,7 +130,7 @@ pub fn backward<T: Element>(
     let partials = shape.each_piece(
         patches.count,
         |range| patches.key_range(range).len(),
-        cancel,
+        run,
         |block, range| {
             let keys = patches.key_range(range.clone());
             let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
@@ -138,7 +138,7 @@ pub fn backward<T: Element>(
             let (mut by_key, mut by_value) = (Partial::new(&keys, key.len()), Partial::new(&keys, value.len()));
             let mut scratch = Scratch::new(&shape);
             for index in range {
-                cancel.check()?;
+                run.1.check()?;
                 let patch = patches.of(index);
                 let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
                 for (batch, head) in heads(&shape, block) {
@@ -180,8 +180,8 @@ pub fn backward<T: Element>(
     if !partials.is_empty() {
         let parts = partials.len() / (shape.batch * shape.kv_heads);
         let (by_key, by_value): (Vec<_>, Vec<_>) = partials.iter().map(|(k, v)| (k, v)).unzip();
-        merge(&order, &by_key, parts, shape.kv_heads, shape.dim, gradients.key, inputs.key.layout);
-        merge(&order, &by_value, parts, shape.kv_heads, shape.value_dim, gradients.value, inputs.value.layout);
+        merge(&order, &by_key, parts, shape.kv_heads, shape.dim, (gradients.key, inputs.key.layout), run)?;
+        merge(&order, &by_value, parts, shape.kv_heads, shape.value_dim, (gradients.value, inputs.value.layout), run)?;
     }
     Ok(())
 }

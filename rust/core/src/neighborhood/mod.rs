@@ -21,9 +21,8 @@ pub use unfused::{aggregate, inverse, products};
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use crate::cancel::{Cancel, Cancelled};
+use crate::pool;
 
 /// From one batch, head and token of an array to the next; columns are next to each other.
 #[derive(Clone, Copy, Debug)]
@@ -86,19 +85,16 @@ impl Shape {
         &self,
         tiles: usize,
         keys: impl Fn(Range<usize>) -> usize,
-        cancel: &Cancel,
+        (threads, cancel): (usize, &Cancel),
         work: impl Fn(usize, Range<usize>) -> Result<R, Cancelled> + Sync,
     ) -> Result<Vec<R>, Cancelled> {
         let (parts, heads) = (self.parts(tiles, keys), self.kv_heads);
-        let mut found: Vec<(usize, R)> = (0..self.batch * parts * heads)
-            .into_par_iter()
-            .map(|i| {
-                cancel.check()?;
-                // Heads of the same tokens follow each other: they lie in the same pages.
-                let (block, piece) = (i / heads / parts * heads + i % heads, i / heads % parts);
-                Ok((block * parts + piece, work(block, part(tiles, parts, piece))?))
-            })
-            .collect::<Result<_, _>>()?;
+        let mut found: Vec<(usize, R)> = pool::map(threads, self.batch * parts * heads, |i| {
+            cancel.check()?;
+            // Heads of the same tokens follow each other: they lie in the same pages.
+            let (block, piece) = (i / heads / parts * heads + i % heads, i / heads % parts);
+            Ok((block * parts + piece, work(block, part(tiles, parts, piece))?))
+        })?;
         found.sort_unstable_by_key(|(at, _)| *at);
         Ok(found.into_iter().map(|(_, result)| result).collect())
     }

@@ -2,14 +2,14 @@
 
 use std::marker::PhantomData;
 
-use rayon::prelude::*;
-
 use super::geometry::{Line, Order, ROWS};
 use super::lanes::Aligned;
 use super::tile::Source;
 use super::unfused::Tile;
 use super::{Layout, Strided};
+use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
+use crate::pool;
 use crate::real::Real;
 use crate::vector::{Element, Vector, vector_size};
 
@@ -59,24 +59,33 @@ pub(super) enum Rows<'a, T> {
 }
 
 impl<'a, T: Element> Rows<'a, T> {
-    pub fn new(order: &Order, from: Strided<'a, T>, (blocks, heads): (usize, usize), columns: usize) -> Self {
+    pub fn new(
+        order: &Order,
+        from: Strided<'a, T>,
+        (blocks, heads): (usize, usize),
+        columns: usize,
+        (threads, cancel): (usize, &Cancel),
+    ) -> Result<Self, Cancelled> {
         let padded = columns.next_multiple_of(vector_size::<T>());
         if padded == columns {
-            return Self::Direct(from, heads, columns);
+            return Ok(Self::Direct(from, heads, columns));
         }
         let tokens = order.grid.tokens();
         let block = tokens * padded;
         let mut data = vec![T::default(); blocks * block];
-        data.par_chunks_mut(block.max(1)).enumerate().for_each(|(i, data)| {
-            let at = from.layout.at(i, heads);
-            data.par_chunks_mut(PIECE * padded).enumerate().for_each(|(piece, rows)| {
-                each_token(order, piece * PIECE..piece * PIECE + rows.len() / padded, |row, token| {
-                    let start = at + token * from.layout.token;
-                    copy(&from.data[start..start + columns], &mut rows[(row - piece * PIECE) * padded..]);
-                });
+        let pieces = tokens.div_ceil(PIECE);
+        let blocks = data.chunks_mut(block.max(1)).enumerate();
+        let each: Vec<_> = blocks.flat_map(|(i, data)| data.chunks_mut(PIECE * padded).map(move |r| (i, r))).collect();
+        pool::share(threads, each.into_iter().enumerate(), |(at, (i, rows))| {
+            cancel.check()?;
+            let (at, first) = (from.layout.at(i, heads), at % pieces * PIECE);
+            each_token(order, first..first + rows.len() / padded, |row, token| {
+                let start = at + token * from.layout.token;
+                copy(&from.data[start..start + columns], &mut rows[(row - first) * padded..]);
             });
-        });
-        Self::Packed(data, block, padded)
+            Ok(())
+        })?;
+        Ok(Self::Packed(data, block, padded))
     }
 
     pub fn of(&self, block: usize) -> Source<'_, T> {
@@ -139,13 +148,20 @@ pub(super) struct Columns<T> {
 }
 
 impl<T: Element> Columns<T> {
-    pub fn pack(order: &Order, from: Strided<'_, T>, (blocks, heads): (usize, usize), columns: usize) -> Self {
+    pub fn pack(
+        order: &Order,
+        from: Strided<'_, T>,
+        (blocks, heads): (usize, usize),
+        columns: usize,
+        (threads, cancel): (usize, &Cancel),
+    ) -> Result<Self, Cancelled> {
         let block = order.column * columns + BEYOND;
         let mut data = vec![T::default(); blocks * block];
         let pieces: Vec<(&Line, usize)> =
             order.lines.iter().flat_map(|line| (0..line.blocks.count()).map(move |at| (line, at))).collect();
         let (cells, step) = (Cells::new(&mut data), from.layout.token);
-        (0..blocks / heads.max(1) * pieces.len()).into_par_iter().for_each(|i| {
+        pool::share(threads, 0..blocks / heads.max(1) * pieces.len(), |i| {
+            cancel.check()?;
             let (batch, (line, at)) = (i / pieces.len(), pieces[i % pieces.len()]);
             let (keys, stride) = (line.blocks.keys(at), line.blocks.stride);
             // Head after head: they lie next to each other.
@@ -161,8 +177,9 @@ impl<T: Element> Columns<T> {
                     rows: keys.len(),
                 });
             }
-        });
-        Self { data, block }
+            Ok(())
+        })?;
+        Ok(Self { data, block })
     }
 
     pub fn of(&self, block: usize) -> &[T] {
@@ -258,15 +275,16 @@ pub(super) fn merge<T: Element>(
     parts: usize,
     heads: usize,
     columns: usize,
-    to: &mut [T],
-    layout: Layout,
-) {
+    (to, layout): (&mut [T], Layout),
+    (threads, cancel): (usize, &Cancel),
+) -> Result<(), Cancelled> {
     let padded = columns.next_multiple_of(vector_size::<T>());
     let cells = Cells::new(to);
     let tokens = order.grid.tokens();
     let pieces = tokens.div_ceil(PIECE);
     let batches = partials.len() / parts / heads;
-    (0..batches * pieces).into_par_iter().for_each(|i| {
+    pool::share(threads, 0..batches * pieces, |i| {
+        cancel.check()?;
         let (batch, first) = (i / pieces, i % pieces * PIECE);
         let here = first..tokens.min(first + PIECE);
         for head in 0..heads {
@@ -277,7 +295,8 @@ pub(super) fn merge<T: Element>(
             let partials = &partials[..];
             dispatch(Merge { order, partials, rows: here.clone(), padded, columns, cells, at, token: layout.token });
         }
-    });
+        Ok(())
+    })
 }
 
 /// Some `rows` of a block in [`merge`].

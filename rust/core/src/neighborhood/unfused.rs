@@ -21,22 +21,22 @@ pub fn products<T: Element>(
     query: Strided<'_, T>,
     key: Strided<'_, T>,
     to: &mut [T],
-    cancel: &Cancel,
+    run: (usize, &Cancel),
 ) -> Result<(), Cancelled> {
     let order = start(&shape);
     let (blocks, d) = ((shape.batch * shape.heads, shape.heads), shape.dim);
     let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
     assert_eq!(to.len(), blocks.0 * tokens * window);
-    let key = Columns::pack(&order, key, blocks, d);
+    let key = Columns::pack(&order, key, blocks, d, run)?;
     let cells = Cells::new(to);
     shape
         .each_piece(
             order.tiles,
             |tiles| order.key_range(tiles).len(),
-            cancel,
+            run,
             |block, tiles| {
                 let mut left = Vec::new();
-                tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
+                tiles_of(&order, tiles, run.1, |tile: Tile<'_>| {
                     dispatch(ProductsOf {
                         tile,
                         query,
@@ -66,24 +66,24 @@ pub fn aggregate<T: Element>(
     weights: &[T],
     value: Strided<'_, T>,
     (to, layout): (&mut [T], Layout),
-    cancel: &Cancel,
+    run: (usize, &Cancel),
 ) -> Result<(), Cancelled> {
     let order = start(&shape);
     let (blocks, d) = ((shape.batch * shape.heads, shape.heads), shape.value_dim);
     let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
     assert_eq!(weights.len(), blocks.0 * tokens * window);
-    let value = Rows::new(&order, value, blocks, d);
+    let value = Rows::new(&order, value, blocks, d, run)?;
     let cells = Cells::new(to);
     shape
         .each_piece(
             order.tiles,
             |tiles| order.key_range(tiles).len(),
-            cancel,
+            run,
             |block, tiles| {
                 let (weights, at) =
                     (&weights[block * tokens * window..(block + 1) * tokens * window], layout.at(block, shape.heads));
                 let mut buffers = (Vec::new(), Vec::new());
-                tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
+                tiles_of(&order, tiles, run.1, |tile: Tile<'_>| {
                     dispatch(Aggregate {
                         tile,
                         weights,
@@ -111,7 +111,7 @@ pub fn inverse<T: Element>(
     weights: &[T],
     from: Strided<'_, T>,
     (to, layout): (&mut [T], Layout),
-    cancel: &Cancel,
+    run: (usize, &Cancel),
 ) -> Result<(), Cancelled> {
     let order = start(&shape);
     let (blocks, d) = ((shape.batch * shape.heads, shape.heads), shape.value_dim);
@@ -121,13 +121,13 @@ pub fn inverse<T: Element>(
     let partials = shape.each_piece(
         order.tiles,
         |tiles| order.key_range(tiles).len(),
-        cancel,
+        run,
         |block, tiles| {
             let weights = &weights[block * tokens * window..(block + 1) * tokens * window];
             let keys = order.key_range(tiles.clone());
             let mut part = Partial::new(&keys, (keys.len() + SPARE) * padded);
             let (mut buffer, mut left) = (Vec::new(), Vec::new());
-            tiles_of(&order, tiles, cancel, |tile: Tile<'_>| {
+            tiles_of(&order, tiles, run.1, |tile: Tile<'_>| {
                 dispatch(Inverse {
                     tile,
                     weights,
@@ -146,7 +146,7 @@ pub fn inverse<T: Element>(
     )?;
     let partials: Vec<_> = partials.iter().collect();
     if !partials.is_empty() {
-        merge(&order, &partials, partials.len() / blocks.0, shape.heads, d, to, layout);
+        merge(&order, &partials, partials.len() / blocks.0, shape.heads, d, (to, layout), run)?;
     }
     Ok(())
 }
