@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import mercer.vision  # noqa: F401
-from harness import Row, compare
+from harness import Row, compare, timed
 from mercer.nn.conv import InceptionDWConv2d, depthwise_conv2d
 
 TITLE = "Large-kernel convolutions and backbones"
@@ -58,17 +58,14 @@ def prepare() -> None:
 
 
 def better(make: Callable[[Any], Callable[[], Any]]) -> tuple[str, Callable[[], Any]]:
-    """The form in which the work is faster, and the work in it."""
-    found = []
-    for name, form in FORMS.items():
-        work, seconds = make(form), []
-        work()
-        for _ in range(2):
-            start = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - start)
-        found.append((min(seconds), name, work))
-    return min(found, key=lambda one: one[0])[1:]
+    """The form in which the work is faster, turn by turn, and the work in it."""
+    works = {name: make(form) for name, form in FORMS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(4):
+        for name, work in works.items():
+            seconds[name].append(timed(work, 1))
+    form = min(works, key=lambda name: statistics.median(seconds[name][1:]))
+    return form, works[form]
 
 
 def against(work: str, peer: str, ours: Any, theirs: Any, elements: int, **options: Any) -> Row:

@@ -1,7 +1,8 @@
 """Times us against a peer: both doing the same work, turn by turn, in one run.
 
 A machine that slows down slows both sides down, so what is reported is the ratio within each round: the
-median of the rounds, and their interquartile range as its spread. Nothing is timed before it has run once.
+median of the rounds, and their interquartile range as its spread. Nothing is timed before it has run once, nor right
+after the other side.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+#: A turn begins after so many seconds' rest and, where the work takes fewer than those, a run that is not timed.
+PAUSE, SHORT = 0.05, 0.5
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
@@ -59,20 +62,21 @@ def compare(
     `theirs` is a function, or a `Worker` where the peer cannot share our environment.
     """
     sides = (ours, theirs)
-    repeats = [_repeats(side, at_least) for side in sides]
+    for side in sides:
+        _seconds(side, 1)  # caches, threads, compilers
+    ones = [_seconds(side, 1) for side in sides]
+    repeats = [max(1, round(at_least / max(one, 1e-9))) for one in ones]
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds):
         for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            time.sleep(PAUSE)  # threads of BLAS and OpenMP spin on when their work is done
+            if ones[side] < SHORT:
+                _seconds(sides[side], 1)  # finds cores asleep and caches cold
             seconds[side].append(_seconds(sides[side], repeats[side]))
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
     ours_ns, peer_ns = (1e9 * statistics.median(times) / elements for times in seconds)
     return Row(work, peer, ours_ns, peer_ns, statistics.median(ratios), low, high, threads, note)
-
-
-def _repeats(side: Callable[[], Any] | Worker, at_least: float) -> int:
-    _seconds(side, 1)  # caches, threads, compilers
-    return max(1, round(at_least / max(_seconds(side, 1), 1e-9)))
 
 
 def _seconds(side: Callable[[], Any] | Worker, repeats: int) -> float:

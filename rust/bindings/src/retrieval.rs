@@ -78,7 +78,7 @@ fn run<R: Send>(
     work: usize,
     compute: impl FnOnce(&Cancel) -> Result<R, Error> + Send,
 ) -> PyResult<R> {
-    let outcome = interrupt::run(py, work > 1 << 26, |cancel| match compute(cancel) {
+    let outcome = interrupt::run(py, work > 1 << 32, |cancel| match compute(cancel) {
         Err(Error::Cancelled(cancelled)) => Err(cancelled),
         outcome => Ok(outcome),
     })?;
@@ -437,7 +437,7 @@ impl PqCodebooks {
         let (x, out) = (x.as_slice()?, out.as_slice_mut()?);
         let work = n.saturating_mul(dim).saturating_mul(centers).saturating_mul(iterations);
         let threads = workers(threads, work);
-        interrupt::run(py, work > 1 << 26, |cancel| {
+        interrupt::run(py, work > 1 << 32, |cancel| {
             Codebooks::fit(x, (dim, block, centers), iterations, (seed, 30), out, (threads, cancel))
         })
     }
@@ -454,7 +454,7 @@ impl PqCodebooks {
         let (x, codes) = (x.as_slice()?, codes.as_slice_mut()?);
         let work = x.len().saturating_mul(self.dims.2);
         let threads = workers(threads, work);
-        interrupt::run(py, work > 1 << 26, |cancel| self.books.encode(x, codes, (threads, cancel)))
+        interrupt::run(py, work > 1 << 32, |cancel| self.books.encode(x, codes, (threads, cancel)))
     }
 
     /// Products of each query with each coded row, (queries, rows).
@@ -471,7 +471,7 @@ impl PqCodebooks {
         let (queries, codes) = (queries.as_slice()?, codes.as_slice()?);
         let work = m.saturating_mul(codes.len());
         let threads = workers(threads, work);
-        let out = interrupt::run(py, work > 1 << 24, |cancel| {
+        let out = interrupt::run(py, work > 1 << 30, |cancel| {
             let mut out = vec![0.0; m * n];
             if n > 0 {
                 for (query, out) in queries.chunks(self.dims.0).zip(out.chunks_mut(n)) {
