@@ -396,7 +396,7 @@ impl<S: Stored> Kernel for Encode<'_, S> {
         let wide = n.next_multiple_of(<S::As as Element>::Of::<L>::SIZE);
         let turned = room(&mut scratch.turned, if encoder.gathers.is_empty() { 0 } else { d * wide });
         if !encoder.gathers.is_empty() {
-            turn(x, d, wide, turned);
+            turn::<_, L>(x, d, wide, turned);
         }
         let (all, stride) = match &encoder.tokens {
             _ if !encoder.gathers.is_empty() => (x, p),
@@ -415,17 +415,24 @@ impl<S: Stored> Kernel for Encode<'_, S> {
                     let columns = room(&mut scratch.columns, p * wide);
                     gather.columns::<L>(turned, wide, columns);
                     let y = room(&mut scratch.gathered, n * p);
-                    turn_back(columns, p, wide, y);
+                    turn_back::<_, L>(columns, p, wide, y);
                     &*y
                 }
                 None => all,
             };
             let row = |t: usize| &y[t * stride + r * step..][..p];
-            let slots = room(&mut scratch.slots, n);
-            group(ids, blocks, slots, &mut scratch.touched, &mut scratch.table);
-            let touched = &scratch.touched;
-            let sums = room(&mut scratch.sums, touched.len() * p);
-            let counts = room(&mut scratch.counts, touched.len());
+            // Where there are few blocks each has its place; else those that tokens fall into.
+            let all_blocks = blocks <= 2 * n;
+            let slots = if all_blocks {
+                ids
+            } else {
+                let slots = room(&mut scratch.slots, n);
+                group(ids, blocks, slots, &mut scratch.touched, &mut scratch.table);
+                &*slots
+            };
+            let places = if all_blocks { blocks } else { scratch.touched.len() };
+            let sums = room(&mut scratch.sums, places * p);
+            let counts = room(&mut scratch.counts, places);
             counts.fill(0);
             for (t, &slot) in slots.iter().enumerate() {
                 let (sum, count) = (&mut sums[slot as usize * p..(slot as usize + 1) * p], &mut counts[slot as usize]);
@@ -436,11 +443,16 @@ impl<S: Stored> Kernel for Encode<'_, S> {
                 }
                 *count += 1;
             }
-            for ((&block, sum), &count) in touched.iter().zip(sums.chunks_exact(p)).zip(&*counts) {
-                let scale = if queries { 1.0 } else { 1.0 / f64::from(count) };
-                encoder.emit::<L>((r, block as usize), sum, S::As::from_f64(scale), &mut to);
+            let mut used = 0;
+            for (place, (sum, &count)) in sums.chunks_exact(p).zip(&*counts).enumerate() {
+                if count > 0 {
+                    let block = if all_blocks { place } else { scratch.touched[place] as usize };
+                    let scale = if queries { 1.0 } else { 1.0 / f64::from(count) };
+                    encoder.emit::<L>((r, block), sum, S::As::from_f64(scale), &mut to);
+                    used += 1;
+                }
             }
-            if fill && touched.len() < blocks {
+            if fill && used < blocks {
                 let keys = nearest(ids, encoder.shape.bits, &mut scratch.keys);
                 for block in 0..blocks {
                     let key = keys[gray_code(block as u64) as usize];
