@@ -1,8 +1,4 @@
-"""Private releases against the same work in NumPy, and a private classifier against DP-SGD by Opacus (softmax
-regression on the same features, delta = 1e-5, its settings the best of a small search; it runs in an environment of its
-own): digits, and CIFAR-10 by features of EfficientNet-Lite0 where MERCER_DATA has its images. Times of the classifiers
-are of the whole fit; accuracies over seeds stand in the notes. Noise is timed apart.
-"""
+"""Private releases, in parts: their sums and noise, and classifiers."""
 
 from __future__ import annotations
 
@@ -39,7 +35,8 @@ def our_trees(X: np.ndarray, levels: int, threads: int) -> np.ndarray:
     return _core.private_trees(counts)
 
 
-def rows(quick: bool) -> Iterator[Row]:
+def releases(quick: bool) -> Iterator[Row]:
+    """Against the same work in NumPy. Noise is timed apart."""
     rounds = 3 if quick else 5
     n, d = (200_000 if quick else 10_000_000), 16
     X = np.random.default_rng(0).random((n, d))
@@ -87,7 +84,6 @@ def rows(quick: bool) -> Iterator[Row]:
             rounds=rounds, note="numpy: exact sums by a sorted array, without privacy",
         )  # fmt: skip
     yield from hadamard(quick, rounds)
-    yield from classifiers(quick)
 
 
 def hadamard(quick: bool, rounds: int) -> Iterator[Row]:
@@ -130,6 +126,11 @@ FORMS: dict[str, dict[str, dict]] = {
 
 
 def classifiers(quick: bool) -> Iterator[Row]:
+    """A private classifier against DP-SGD by Opacus (softmax regression on the same features, delta = 1e-5, its
+    settings the best of a small search; it runs in an environment of its own): digits, and CIFAR-10 by features of
+    EfficientNet-Lite0 where MERCER_DATA has its images. Times are of the whole fit; accuracies over seeds stand in the
+    notes.
+    """
     from sklearn.datasets import load_digits
 
     X, y = load_digits(return_X_y=True)
@@ -174,3 +175,6 @@ def private(epsilon: float, parameters: dict) -> PrivateSimilarityClassifier:
 
 def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+PARTS = {"releases": releases, "classifiers": classifiers}

@@ -47,7 +47,9 @@ class MomentSums(Structure):
         counts = np.diff([*starts.tolist(), len(order)])
         return [
             {"sum": sums[:-1], "squares": sums[-1:], "n": np.array([n])}
-            for sums, n in zip(self._sums(rows, starts.tolist(), 0, threads, order, unit), counts, strict=True)
+            for sums, n in zip(
+                self._sums(rows, starts.tolist(), 0, threads, order, unit), counts, strict=True
+            )
         ]
 
     def _sums(self, rows: np.ndarray, starts: list[int], *where: Any) -> np.ndarray:

@@ -11,11 +11,7 @@ use crate::real::Real;
 
 /// Rows whose leaves are found before they are counted, column by column: so many that a column's counters are worth
 /// fetching into the second-level cache, so few that the leaves leave them room there.
-const BLOCK: usize = 1 << 14;
-/// As many where a column's counters are more than that cache holds: the leaves stream, the counters are fetched less.
-const LONG_BLOCK: usize = 1 << 17;
-/// Levels whose low bytes of one column fill half a second-level cache of 512 KB.
-const NEAR: u32 = 18;
+const BLOCK: usize = 1 << 15;
 /// Rows between looks at the cancel flag.
 const ROWS: usize = 1 << 17;
 /// Columns that one piece of the work counts: what a cache line holds of a row.
@@ -132,12 +128,11 @@ impl<T: Real> Kernel for CountRows<'_, T> {
         }
         let whole = columns.len() == COLUMNS;
         let top = (leaves - 1) as f64;
-        let block = if levels > NEAR { LONG_BLOCK } else { BLOCK };
-        counts.leaf.resize(COLUMNS * block, 0);
-        for start in rows.clone().step_by(block) {
-            let count = block.min(rows.end - start);
+        counts.leaf.resize(COLUMNS * BLOCK, 0);
+        for start in rows.clone().step_by(BLOCK) {
+            let count = BLOCK.min(rows.end - start);
             let mut bad = [false; COLUMNS];
-            let mut leaf = counts.leaf.chunks_exact_mut(block);
+            let mut leaf = counts.leaf.chunks_exact_mut(BLOCK);
             let leaf: [&mut [i32]; COLUMNS] =
                 std::array::from_fn(|_| &mut leaf.next().expect("a block a column")[..count]);
             for (i, row) in (start..start + count).enumerate() {
@@ -175,7 +170,7 @@ impl<T: Real> Kernel for CountRows<'_, T> {
             }
             let carries = &mut counts.carries;
             let (low, carried) = (counts.low.chunks_exact_mut(leaves), counts.carried.chunks_exact_mut(leaves));
-            for ((low, carried), leaf) in low.zip(carried).zip(counts.leaf.chunks_exact(block)) {
+            for ((low, carried), leaf) in low.zip(carried).zip(counts.leaf.chunks_exact(BLOCK)) {
                 for &leaf in &leaf[..count] {
                     let at = leaf as usize & (leaves - 1);
                     low[at] = low[at].wrapping_add(1);
