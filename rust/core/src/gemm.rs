@@ -9,6 +9,7 @@
 //! stands, nor on the number of threads.
 
 use crate::lanes::{Kernel, Lanes, dispatch};
+use crate::transpose::transpose;
 use crate::vector::{Element, Vector};
 
 /// Bytes of a row whose columns stay in the first cache while all rows of a tile pass.
@@ -168,16 +169,7 @@ impl<T: Element> Kernel for Pack<'_, T> {
         if from.len() < to.len() {
             to.fill(T::default());
         }
-        // Eight columns at a time: what is read from a row and what is written stay in the first cache.
-        const STEP: usize = 8;
-        for first in (0..columns).step_by(STEP) {
-            let last = columns.min(first + STEP);
-            for (i, row) in from.chunks_exact(columns).enumerate() {
-                for (k, x) in (first..last).zip(&row[first..last]) {
-                    to[k * width + i] = *x;
-                }
-            }
-        }
+        transpose::<T, L>((from.len() / columns, columns), (from, columns), (to, width));
     }
 }
 

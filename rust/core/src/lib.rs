@@ -17,4 +17,5 @@ pub mod retrieval;
 pub mod rng;
 pub mod special;
 pub mod team;
+pub mod transpose;
 pub mod vector;

@@ -11,6 +11,7 @@ use super::softmax::{exponentials, inner, largest, scaled, shrink, softmax_gradi
 use super::{Layout, Shape, Strided};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
+use crate::transpose::transpose;
 use crate::vector::{Element, Vector, vector_size};
 
 /// What attention is computed from.
@@ -291,16 +292,7 @@ fn gather<L: Lanes, T: Element>(
             row[k] = T::from_f64(from[k].to_f64() * scale.to_f64());
         }
     }
-    const SIDE: usize = 8;
-    assert!(rows.len() >= QUERIES * padded && lanes.len() >= columns * QUERIES);
-    for first in (0..columns).step_by(SIDE) {
-        for lane in 0..QUERIES {
-            for k in first..columns.min(first + SIDE) {
-                // SAFETY: the assert above.
-                unsafe { *lanes.get_unchecked_mut(k * QUERIES + lane) = *rows.get_unchecked(lane * padded + k) };
-            }
-        }
-    }
+    transpose::<T, L>((QUERIES, columns), (rows, padded), (lanes, QUERIES));
 }
 
 /// The queries of the patch that follows, or of none.

@@ -1,6 +1,7 @@
 //! Projections that send each coordinate to at most one place: a column is the sum of the few coordinates it is given.
 
 use crate::lanes::Lanes;
+use crate::transpose::transpose;
 use crate::vector::{Element, Vector};
 
 /// What each column of a projection sums.
@@ -97,66 +98,4 @@ pub(super) fn turn<T: Element, L: Lanes>(rows: &[T], width: usize, stride: usize
 #[inline(always)]
 pub(super) fn turn_back<T: Element, L: Lanes>(columns: &[T], width: usize, stride: usize, to: &mut [T]) {
     transpose::<T, L>((width, to.len() / width), (columns, stride), (to, width));
-}
-
-/// Sides of the squares that are turned in registers.
-const SIDE: usize = 8;
-
-/// `to` (columns, `to_stride`) = the transpose of `from` (rows, `from_stride`).
-#[inline(always)]
-fn transpose<T: Element, L: Lanes>(
-    (rows, columns): (usize, usize),
-    (from, from_stride): (&[T], usize),
-    (to, to_stride): (&mut [T], usize),
-) {
-    let [mut whole_rows, mut whole_columns] = [0, 0];
-    #[cfg(target_arch = "x86_64")]
-    if L::WIDTH > 1 && std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>() {
-        [whole_rows, whole_columns] = [rows, columns].map(|n| n / SIDE * SIDE);
-        assert!(rows == 0 || columns == 0 || (rows - 1) * from_stride + columns <= from.len());
-        assert!(rows == 0 || columns == 0 || (columns - 1) * to_stride + rows <= to.len());
-        for r in (0..whole_rows).step_by(SIDE) {
-            for c in (0..whole_columns).step_by(SIDE) {
-                // SAFETY: the values are float32, the square is inside both, and these lanes need AVX.
-                unsafe {
-                    let from = from.as_ptr().add(r * from_stride + c).cast();
-                    square(from, from_stride, to.as_mut_ptr().add(c * to_stride + r).cast(), to_stride);
-                }
-            }
-        }
-    }
-    for r in 0..rows {
-        for c in if r < whole_rows { whole_columns } else { 0 }..columns {
-            to[c * to_stride + r] = from[r * from_stride + c];
-        }
-    }
-}
-
-/// Transpose a square: pairs, then fours, then halves change places.
-///
-/// # Safety
-/// There are eight rows of eight on both sides.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx")]
-#[inline]
-unsafe fn square(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
-    use std::arch::x86_64::*;
-    // SAFETY: the caller's.
-    let row: [__m256; SIDE] = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(from.add(i * from_stride)) });
-    let pair: [__m256; SIDE] = std::array::from_fn(|i| match i % 2 {
-        0 => _mm256_unpacklo_ps(row[i], row[i + 1]),
-        _ => _mm256_unpackhi_ps(row[i - 1], row[i]),
-    });
-    let four: [__m256; SIDE] = std::array::from_fn(|i| {
-        let (a, b) = (pair[i / 4 * 4 + i % 4 / 2], pair[i / 4 * 4 + i % 4 / 2 + 2]);
-        if i % 2 == 0 { _mm256_shuffle_ps::<0x44>(a, b) } else { _mm256_shuffle_ps::<0xEE>(a, b) }
-    });
-    for i in 0..SIDE / 2 {
-        // SAFETY: the caller's.
-        unsafe {
-            _mm256_storeu_ps(to.add(i * to_stride), _mm256_permute2f128_ps::<0x20>(four[i], four[i + 4]));
-            let half = _mm256_permute2f128_ps::<0x31>(four[i], four[i + 4]);
-            _mm256_storeu_ps(to.add((i + SIDE / 2) * to_stride), half);
-        }
-    }
 }
