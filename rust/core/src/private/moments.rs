@@ -155,8 +155,8 @@ mod tests {
             let (low, high) = (vec![-1.0; d], vec![1.5; d]);
             let bounds = radius.is_none().then_some((&low[..], &high[..]));
             let centre = vec![if radius.is_none() { 0.25 } else { 0.0 }; d];
-            let (steps, bits) = ((1 << 20) as f64, 20);
-            let limit = vec![steps; d];
+            let (steps, bits) = (f64::from(1 << 20) / if radius.is_none() { 1.25 } else { 1.0 }, 20);
+            let limit = vec![f64::from(1 << 20); d];
             let moments = Moments {
                 bounds,
                 centre: &centre,
