@@ -5,7 +5,7 @@ ICLR 2024, arXiv 2403.08917. Claims: distance sums with small additive error fro
 does not grow with the dimension; kernels like 1/(1 + |u|) for the first time; classification near DP-SGD's accuracy in
 a thousandth of its time. The baselines are the paper's own mechanisms (shells on the tree, single cosines, exponential
 sums that split the budget) and gradient descent under the same privacy, written out below: Opacus itself runs in
-`make bench ARGS=private.classifiers`. Data: scikit-learn's digits.
+`make bench ARGS=private.digits`. Data: scikit-learn's digits.
 """
 
 from __future__ import annotations
