@@ -251,7 +251,7 @@ def of_length(quick: bool) -> Iterator[Row]:
     long, short = (8192, 1024) if quick else (65_536, 8192)
     yield compare(
         f"{long} tokens, window 65", f"{short} tokens", ours=work(long), theirs=work(short), elements=long * H,
-        threads=THREADS, rounds=3, at_least=0.0, note="both ours; linear: 0.125",
+        threads=THREADS, rounds=9, at_least=0.0, note="both ours; linear: 0.125",
     )  # fmt: skip
 
 
