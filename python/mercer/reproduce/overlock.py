@@ -39,7 +39,7 @@ __all__ = ["plot", "run"]
 SEED = 3
 #: variant: millions of parameters, 10^9 multiply-adds, side; of the merged form without auxiliary head
 PUBLISHED = {"xt": (16, "2.6", 224), "t": (33, "5.5", 224), "s": (56, "9.7", 224), "b": (95, "16.7", 224)}
-#: From 1e-2, 2e-2, 4e-2 on other digits and one other seed: no arm was more than a point better with another.
+#: Of 1e-2, 2e-2, 4e-2, tried on digits of the training part, one other seed: no arm is a point better with another.
 RATE = 2e-2
 
 
