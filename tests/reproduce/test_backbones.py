@@ -42,6 +42,42 @@ def test_the_class_of_two_digits_is_that_of_the_left_one():
     assert left > 0.4 and right < 0.3  # the nearest of ten mean digits, slid over each half
 
 
+def test_every_cell_of_ink_has_the_class_of_the_digit_on_its_canvas():
+    task, whole = _small_images.segmented(60, 40, 0), _small_images.stretched(60, 40, 0)
+    assert task.y.shape == (60, 16, 16) and torch.equal(task.x, whole.x)
+    for cells, label in zip(task.y, whole.y, strict=True):
+        assert cells.unique().tolist() == [int(label), 10]
+    brightest = torch.nn.functional.max_pool2d(task.x[:, 0], 2)
+    assert (
+        (brightest[task.y < 10] > 0.4).double().mean()
+        > 0.9
+        > 0.1
+        > (brightest[task.y == 10] > 0.7).double().mean()
+    )
+
+
+def test_labels_of_cells_are_scored_by_mean_intersection_over_union():
+    y = torch.tensor([[[0, 0], [1, 1]]])
+    task = _small_images.Task(torch.zeros(1, 1, 2, 2), y, torch.zeros(1, 1, 2, 2), y)
+    scores = torch.nn.functional.one_hot(torch.tensor([[[0, 1], [1, 1]]]), 3).permute(0, 3, 1, 2)
+    assert _small_images.accuracy(lambda x: scores, task) == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
+
+
+def test_the_arm_with_static_kernels_is_the_same_block_but_for_its_kernels():
+    dynamic, static = (arm.block(16).eval() for arm in overlock.ARMS[:2])
+    made = {"rpb1", "rpb2", "weight_query", "weight_key", "weight_proj"}
+    assert {n.partition(".")[0] for n, _ in dynamic.named_children()} - made == {
+        n for n, _ in static.named_children()
+    } - {"small", "large"}
+    value, other = torch.randn(1, 16, 14, 14), torch.randn(1, 16, 14, 14)
+    far = other.clone()
+    far[..., -1] += 1  # what a region at the border holds
+    with torch.no_grad():
+        for block, moved in ((dynamic, True), (static, False)):
+            change = block.mix(other, far, value) - block.mix(other, other, value)
+            assert bool(change[..., 0].abs().max() > 0) is moved
+
+
 def test_arms_have_as_many_parameters_as_the_one_they_are_matched_to():
     for arms, merged in ((unireplknet.ARMS, unireplknet.ARMS[1]), (overlock.ARMS, overlock.ARMS[0])):
         wanted = _small_images.parameters(merged)

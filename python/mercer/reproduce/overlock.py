@@ -1,8 +1,9 @@
 """overlock: Lou and Yu, "OverLoCK: An Overview-first-Look-Closely-next ConvNet with Context-Mixing Dynamic Kernels".
 
 CVPR 2025. Claims: kernels that are made for each pixel from its affinity to the whole map are better than static ones
-at equal size. The paper trains on ImageNet; here a small network with context-mixing blocks and one with the paper's
-own static blocks, as many parameters once merged, learn the left one of two digits on a canvas of 32 x 32.
+at equal size. The paper trains on ImageNet; here small networks, as many parameters once merged, tell for every cell of
+a canvas of 32 x 32 which digit it is a part of. The first opponent is the very block with static kernels of the same
+sizes in the place of those made for each pixel, its MLP wider by what making them costs.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from mercer.reproduce._small_images import (
     claim,
     draw_accuracies,
     draw_fields,
-    left_one,
     matched,
     on_cifar,
     parameters,
     part_of,
+    segmented,
 )
 from mercer.vision.backbones.overlock import RepConvBlock
 from mercer.vision.figures import effective_receptive_field
@@ -38,21 +39,39 @@ __all__ = ["plot", "run"]
 SEED = 3
 #: variant: millions of parameters, 10^9 multiply-adds, side; of the merged form without auxiliary head
 PUBLISHED = {"xt": (16, "2.6", 224), "t": (33, "5.5", 224), "s": (56, "9.7", 224), "b": (95, "16.7", 224)}
-RATE = 1e-2
+#: Of 1e-2, 2e-2, 4e-2, tried on digits of the training part, one other seed: no arm is a point better with another.
+RATE = 2e-2
 
 
 def _dynamic(dim: int) -> nn.Module:
     return ContMixBlock(dim, 7, mlp_ratio=2)
 
 
+class _StaticKernels(ContMixBlock):
+    """The block with depthwise kernels that are the same for every pixel and picture."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 7, mlp_ratio=130 / 16)  # as many parameters at 16 channels
+        del self.rpb1, self.rpb2, self.weight_query, self.weight_key, self.weight_proj
+        self.small = DepthwiseConv2d(dim // 2, self.smk_size, bias=False)
+        self.large = DepthwiseConv2d(dim // 2, self.kernel_size, bias=False)
+
+    def mix(self, queries: torch.Tensor, keys: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Of `value` alone."""
+        near, far = value.chunk(2, dim=1)
+        return torch.cat([self.small(near), self.large(far)], dim=1)
+
+
 def _static(dim: int) -> nn.Module:
     return RepConvBlock(dim, 7, mlp_ratio=2)
 
 
-DYNAMIC, WIDE, DEEP = "context mixing", "static, wider", "static, two blocks"
+DYNAMIC, SAME = "context mixing", "the same block, static kernels"
+WIDE, DEEP = "static block of Base-Net, wider", "two static blocks of Base-Net"
 FIRST = Arm(DYNAMIC, _dynamic, 16, 1)
 ARMS = (
     FIRST,
+    Arm(SAME, _StaticKernels, 16, 1),
     matched(Arm(WIDE, _static, 16, 1), FIRST, step=2),
     matched(Arm(DEEP, _static, 16, 2), FIRST, step=2),
 )
@@ -71,22 +90,30 @@ def run(*, quick: bool, progress: Progress) -> Evidence:
     rows += _times(1, 2 if quick else 5)
     fields = _fields()
     rows += _beyond(fields)
-    seeds, epochs = (1, 3) if quick else (3, 8)
-    tasks = [left_one(1300, 1000, seed) for seed in range(seeds)]
-    found = accuracies(ARMS, tasks, epochs, part_of(progress, 0.3, 0.5), RATE)
-    count = {arm.name: parameters(arm) for arm in ARMS}
-    rows += [
-        claim(
-            f"the left one of two digits: context mixing ({count[DYNAMIC]} parameters) above {name} ({count[name]})",
-            found[DYNAMIC], found[name], must_hold=False,
-            note="in so few steps; dynamic kernels cost width at equal size; why they learn slower was not measured",
-        )
-        for name in (WIDE, DEEP)
-    ]  # fmt: skip
+    seeds, pictures = (1, 1600) if quick else (4, 7800)
+    tasks = [segmented(pictures, 1000, seed) for seed in range(seeds)]
+    found = accuracies(ARMS, tasks, 1, part_of(progress, 0.2, 0.6), RATE, batch=32)
+    rows += _learning(found)
     if not quick:
-        pairs = {f"context mixing above {name}": (DYNAMIC, name) for name in (WIDE, DEEP)}
-        rows += on_cifar(ARMS, 3, 3, part_of(progress, 0.8, 0.2), pairs, RATE)
+        pairs = {f"context mixing above {name}": (DYNAMIC, name) for name in (SAME, WIDE)}
+        rows += on_cifar(ARMS[:3], 3, 3, part_of(progress, 0.8, 0.2), pairs, RATE)
     return Evidence("overlock", rows, seed=SEED, figures={"learning": found, "fields": fields})
+
+
+def _learning(found: dict[str, list[float]]) -> list[Row]:
+    count = {arm.name: parameters(arm) for arm in ARMS}
+    notes = {
+        SAME: "",
+        WIDE: "",
+        DEEP: "at 16 channels what makes the kernels costs as much as a whole block, and two blocks see the digit",
+    }
+    return [
+        claim(
+            f"which digit a cell is of: context mixing ({count[DYNAMIC]} parameters) above {name} ({count[name]})",
+            found[DYNAMIC], found[name], must_hold=False, unit="% mean IoU", note=note,
+        )
+        for name, note in notes.items()
+    ]  # fmt: skip
 
 
 def _windows() -> Row:
@@ -178,5 +205,5 @@ def _beyond(fields: dict[str, np.ndarray]) -> list[Row]:
 def plot(evidence: Evidence, figure: Any) -> None:
     """Accuracies by seed, and the receptive fields."""
     left, *right = figure.subplots(1, 3, width_ratios=(2, 1, 1))
-    draw_accuracies(left, evidence.figures["learning"], "the left one of two digits")
+    draw_accuracies(left, evidence.figures["learning"], "which digit a cell is of", "% mean IoU")
     draw_fields(right, evidence.figures["fields"])
