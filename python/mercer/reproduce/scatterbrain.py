@@ -333,7 +333,7 @@ def _compared(what: str, found: dict[str, list[float]], *, quick: bool, must: bo
     means = {name: statistics.mean(values) for name, values in found.items()}
     best = min(means["sparse"], means["low rank"])
     each = ", ".join(f"{name} {means[name]:.3f} ({min(v):.3f} .. {max(v):.3f})" for name, v in found.items())
-    note = "after so few steps there is nothing to tell them apart" if quick else "not below both"
+    note = "too few steps to compare" if quick else "not below both"
     return [
         Row(
             f"{what}, {NUMBERS} numbers a token, supports by hashing: {each}", "per character",
