@@ -29,11 +29,8 @@ def _trees(config: dict, arrays: Arrays) -> Iterator[Check]:
     x, y = arrays["x"], arrays["y"]
     counts = np.zeros((1, 2**levels), np.int64)
     _core.private_count(np.ascontiguousarray(x[:, None]), np.array([low]), np.array([high]), False, counts)
-    whole = np.zeros((1, 2 ** (levels + 1) - 1), np.int64)
-    whole[:, 2**levels - 1 :] = counts
-    _core.private_sum_up(whole)
     # Whole counts go the way that releases go.
-    sums = _core.PrivateTreeSums(whole, np.array([low]), np.array([high]))
+    sums = _core.PrivateTreeSums(_core.private_trees(counts), np.array([low]), np.array([high]))
     yield _relative("noiseless_p1", sums.query(np.ascontiguousarray(y[:, None])), arrays["noiseless_p1"], BAR)
     for p in (1, 2):
         true = np.sum(np.abs(x - y[:, None]) ** p, axis=1)
