@@ -29,8 +29,9 @@ def _trees(config: dict, arrays: Arrays) -> Iterator[Check]:
     x, y = arrays["x"], arrays["y"]
     counts = np.zeros((1, 2**levels), np.int64)
     _core.private_count(np.ascontiguousarray(x[:, None]), np.array([low]), np.array([high]), False, counts)
+    whole = _core.private_trees(counts)
     # Whole counts go the way that releases go.
-    sums = _core.PrivateTreeSums(_core.private_trees(counts), np.array([low]), np.array([high]))
+    sums = _core.PrivateTreeSums(whole, np.array([low]), np.array([high]))
     yield _relative("noiseless_p1", sums.query(np.ascontiguousarray(y[:, None])), arrays["noiseless_p1"], BAR)
     for p in (1, 2):
         true = np.sum(np.abs(x - y[:, None]) ** p, axis=1)
