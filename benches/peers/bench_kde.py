@@ -67,10 +67,7 @@ def rows(quick: bool) -> Iterator[Row]:
         torch.set_num_threads(THREADS)
         for d in (64, 512):
             for dtype in (np.float32, np.float64):
-                # Fewer queries at d = 512, where torch takes 25 ns a pair.
-                yield from of_many_queries(
-                    n, (10_000 if d == 64 else 500) // (20 if quick else 1), d, dtype, quick
-                )
+                yield from of_many_queries(n, 10_000 // (20 if quick else 1), d, dtype, quick)
     yield from of_few_queries(n, quick)
 
 
