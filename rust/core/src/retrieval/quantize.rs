@@ -3,11 +3,11 @@
 
 use std::collections::HashSet;
 
-use super::{Buffers, room};
+use super::room;
 use crate::cancel::{Cancel, Cancelled};
 use crate::gemm::{Panels, SquaredDistance, Tile, View};
 use crate::lanes::{Kernel, Lanes, dispatch};
-use crate::pool;
+use crate::pool::{self, Buffers};
 use crate::rng::Draws;
 use crate::vector::{Element, Vector};
 
