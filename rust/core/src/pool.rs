@@ -82,20 +82,6 @@ pub fn map<R: Send, E: Send>(
     Ok(found.into_iter().flatten().collect())
 }
 
-/// Buffers that threads hand on to each other.
-#[derive(Debug, Default)]
-pub struct Buffers<B>(Mutex<Vec<B>>);
-
-impl<B: Default> Buffers<B> {
-    /// Run `work` with one that nobody else has, made where none is left.
-    pub fn with<R>(&self, work: impl FnOnce(&mut B) -> R) -> R {
-        let mut buffer = lock(&self.0).pop().unwrap_or_default();
-        let result = work(&mut buffer);
-        lock(&self.0).push(buffer);
-        result
-    }
-}
-
 /// A thread that panicked while it held the lock takes the whole scope down with it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

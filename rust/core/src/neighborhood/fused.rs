@@ -8,10 +8,9 @@ use super::lanes::{Aligned, lanes_of, nowhere, prefetch, products, spread, sums}
 use super::pack::{Cells, Partial, each_token, merge};
 use super::patch::{Patch, Patches, Pattern, QUERIES};
 use super::softmax::{exponentials, inner, largest, scaled, shrink, softmax_gradient};
-use super::{Layout, Shape, Strided, part};
+use super::{Layout, Shape, Strided};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
-use crate::pool::Buffers;
 use crate::transpose::transpose;
 use crate::vector::{Element, Vector, vector_size};
 
@@ -65,51 +64,48 @@ pub fn forward<T: Element>(
     let tokens = shape.grid.tokens();
     assert_eq!(lse.len(), shape.batch * tokens * shape.heads);
     let (cells, log_sums) = (Cells::new(out), Cells::new(lse));
-    let kept = Buffers::default();
     shape
         .each_piece(
             patches.count,
             |range| patches.key_range(range).len(),
             run,
-            |(block, _), range| {
-                kept.with(|(key, value): &mut (Aligned<T>, Aligned<T>)| {
-                    let keys = patches.key_range(range.clone());
-                    pack(&order, inputs.key, (block, shape.kv_heads), &keys, shape.dim, key);
-                    pack(&order, inputs.value, (block, shape.kv_heads), &keys, shape.value_dim, value);
-                    let mut scratch = Scratch::new(&shape);
-                    for index in range {
-                        run.1.check()?;
-                        let patch = patches.of(index);
-                        let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
-                        for (batch, head) in heads(&shape, block) {
-                            let [query_at, out_at] =
-                                [inputs.query.layout, layout].map(|of| batch * of.batch + head * of.head);
-                            soon(&after, inputs.query.data, inputs.query.layout, query_at, shape.dim);
-                            here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
-                                prefetch(cells.as_ptr(), out_at + token * layout.token, shape.value_dim);
-                            });
-                            scratch.prepare(patches.pattern(index, &patch));
-                            dispatch(Forward {
-                                shape: &shape,
-                                tokens: &here,
-                                patch: &patch,
-                                query: inputs.query,
-                                query_at,
-                                scale: T::from_f64(inputs.scale),
-                                key,
-                                value,
-                                first: keys.start,
-                                out: cells,
-                                at: out_at,
-                                step: layout.token,
-                                lse: log_sums,
-                                lse_at: batch * tokens * shape.heads + head,
-                                scratch: &mut scratch,
-                            });
-                        }
+            |block, range| {
+                let keys = patches.key_range(range.clone());
+                let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
+                let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
+                let mut scratch = Scratch::new(&shape);
+                for index in range {
+                    run.1.check()?;
+                    let patch = patches.of(index);
+                    let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
+                    for (batch, head) in heads(&shape, block) {
+                        let [query_at, out_at] =
+                            [inputs.query.layout, layout].map(|of| batch * of.batch + head * of.head);
+                        soon(&after, inputs.query.data, inputs.query.layout, query_at, shape.dim);
+                        here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
+                            prefetch(cells.as_ptr(), out_at + token * layout.token, shape.value_dim);
+                        });
+                        scratch.prepare(patches.pattern(index, &patch));
+                        dispatch(Forward {
+                            shape: &shape,
+                            tokens: &here,
+                            patch: &patch,
+                            query: inputs.query,
+                            query_at,
+                            scale: T::from_f64(inputs.scale),
+                            key: &key,
+                            value: &value,
+                            first: keys.start,
+                            out: cells,
+                            at: out_at,
+                            step: layout.token,
+                            lse: log_sums,
+                            lse_at: batch * tokens * shape.heads + head,
+                            scratch: &mut scratch,
+                        });
                     }
-                    Ok(())
-                })
+                }
+                Ok(())
             },
         )
         .map(|_: Vec<()>| ())
@@ -132,82 +128,61 @@ pub fn backward<T: Element>(
     assert_eq!(gradients.lse.len(), shape.batch * tokens * shape.heads);
     assert!(gradients.grad_lse.is_none_or(|g| g.len() == gradients.lse.len()));
     let by_query = Cells::new(gradients.query);
-    let keys_of = |range| patches.key_range(range);
-    let parts = shape.parts(patches.count, |range| keys_of(range).len());
-    let keys: Vec<_> = (0..parts).map(|p| keys_of(part(patches.count, parts, p))).collect();
-    // Sums of all pieces, block by block: where those of a part begin among its block's.
-    let begins: Vec<usize> = keys.iter().scan(0, |sum, keys| Some(std::mem::replace(sum, *sum + keys.len()))).collect();
-    let (blocks, rows) = (shape.batch * shape.kv_heads, keys.iter().map(Range::len).sum::<usize>());
-    let widths = [shape.dim, shape.value_dim].map(|columns| columns.next_multiple_of(vector_size::<T>()));
-    let [mut by_key, mut by_value] = widths.map(|width| Aligned::zeros(blocks * rows * width));
-    let (key_sums, value_sums, kept) = (Cells::new(&mut by_key), Cells::new(&mut by_value), Buffers::default());
-    shape.each_piece(
+    let partials = shape.each_piece(
         patches.count,
-        |range| keys_of(range).len(),
+        |range| patches.key_range(range).len(),
         run,
-        |(block, p), range| {
-            kept.with(|(key, value): &mut (Aligned<T>, Aligned<T>)| {
-                let keys = &keys[p];
-                pack(&order, inputs.key, (block, shape.kv_heads), keys, shape.dim, key);
-                pack(&order, inputs.value, (block, shape.kv_heads), keys, shape.value_dim, value);
-                let at = block * rows + begins[p];
-                // SAFETY: a part of a block is one piece's.
-                let [by_key, by_value] =
-                    unsafe { [key_sums.part(at * widths[0], key.len()), value_sums.part(at * widths[1], value.len())] };
-                let mut scratch = Scratch::new(&shape);
-                for index in range {
-                    run.1.check()?;
-                    let patch = patches.of(index);
-                    let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
-                    for (batch, head) in heads(&shape, block) {
-                        let at = |layout: Layout| batch * layout.batch + head * layout.head;
-                        for (of, columns) in [
-                            (inputs.query, shape.dim),
-                            (gradients.grad, shape.value_dim),
-                            (gradients.out, shape.value_dim),
-                        ] {
-                            soon(&after, of.data, of.layout, at(of.layout), columns);
-                        }
-                        here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
-                            let layout = inputs.query.layout;
-                            prefetch(by_query.as_ptr(), at(layout) + token * layout.token, shape.dim);
-                        });
-                        scratch.prepare(patches.pattern(index, &patch));
-                        dispatch(Backward {
-                            shape: &shape,
-                            tokens: &here,
-                            patch: &patch,
-                            query: inputs.query,
-                            grad: gradients.grad,
-                            out: gradients.out,
-                            at: [inputs.query.layout, gradients.grad.layout, gradients.out.layout].map(at),
-                            lse: (gradients.lse, gradients.grad_lse),
-                            lse_at: batch * tokens * shape.heads + head,
-                            key,
-                            value,
-                            by_query,
-                            scale: T::from_f64(inputs.scale),
-                            by_key: &mut *by_key,
-                            by_value: &mut *by_value,
-                            first: keys.start,
-                            scratch: &mut scratch,
-                        });
+        |block, range| {
+            let keys = patches.key_range(range.clone());
+            let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
+            let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
+            let (mut by_key, mut by_value) = (Partial::new(&keys, key.len()), Partial::new(&keys, value.len()));
+            let mut scratch = Scratch::new(&shape);
+            for index in range {
+                run.1.check()?;
+                let patch = patches.of(index);
+                let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
+                for (batch, head) in heads(&shape, block) {
+                    let at = |layout: Layout| batch * layout.batch + head * layout.head;
+                    for (of, columns) in
+                        [(inputs.query, shape.dim), (gradients.grad, shape.value_dim), (gradients.out, shape.value_dim)]
+                    {
+                        soon(&after, of.data, of.layout, at(of.layout), columns);
                     }
+                    here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
+                        let layout = inputs.query.layout;
+                        prefetch(by_query.as_ptr(), at(layout) + token * layout.token, shape.dim);
+                    });
+                    scratch.prepare(patches.pattern(index, &patch));
+                    dispatch(Backward {
+                        shape: &shape,
+                        tokens: &here,
+                        patch: &patch,
+                        query: inputs.query,
+                        grad: gradients.grad,
+                        out: gradients.out,
+                        at: [inputs.query.layout, gradients.grad.layout, gradients.out.layout].map(at),
+                        lse: (gradients.lse, gradients.grad_lse),
+                        lse_at: batch * tokens * shape.heads + head,
+                        key: &key,
+                        value: &value,
+                        by_query,
+                        scale: T::from_f64(inputs.scale),
+                        by_key: &mut by_key.sums,
+                        by_value: &mut by_value.sums,
+                        first: keys.start,
+                        scratch: &mut scratch,
+                    });
                 }
-                Ok(())
-            })
+            }
+            Ok((by_key, by_value))
         },
     )?;
-    for (sums, width, columns, to) in [
-        (&by_key, widths[0], shape.dim, (gradients.key, inputs.key.layout)),
-        (&by_value, widths[1], shape.value_dim, (gradients.value, inputs.value.layout)),
-    ] {
-        let of = |block: usize, p: usize| &sums[(block * rows + begins[p]) * width..][..keys[p].len() * width];
-        let each = (0..blocks).flat_map(|block| (0..parts).map(move |p| (block, p)));
-        let partials: Vec<_> = each.map(|(block, p)| Partial::new(&keys[p], of(block, p))).collect();
-        if !partials.is_empty() {
-            merge(&order, &partials, parts, shape.kv_heads, columns, to, run)?;
-        }
+    if !partials.is_empty() {
+        let parts = partials.len() / (shape.batch * shape.kv_heads);
+        let (by_key, by_value): (Vec<_>, Vec<_>) = partials.iter().map(|(k, v)| (k, v)).unzip();
+        merge(&order, &by_key, parts, shape.kv_heads, shape.dim, (gradients.key, inputs.key.layout), run)?;
+        merge(&order, &by_value, parts, shape.kv_heads, shape.value_dim, (gradients.value, inputs.value.layout), run)?;
     }
     Ok(())
 }
@@ -218,24 +193,23 @@ fn heads(shape: &Shape, block: usize) -> impl Iterator<Item = (usize, usize)> {
     (head * group..(head + 1) * group).map(move |head| (batch, head))
 }
 
-/// The packed rows of some keys, padded with zeros, into `rows`.
+/// The packed rows of some keys, padded with zeros.
 fn pack<T: Element>(
     order: &Order,
     from: Strided<'_, T>,
     (block, heads): (usize, usize),
     keys: &Range<usize>,
     columns: usize,
-    rows: &mut Aligned<T>,
-) {
+) -> Aligned<T> {
     let padded = columns.next_multiple_of(vector_size::<T>());
-    let at = from.layout.at(block, heads);
-    rows.clear(keys.len() * padded);
+    let (at, mut rows) = (from.layout.at(block, heads), Aligned::with_capacity(keys.len() * padded));
     each_token(order, keys.clone(), |_, token| {
         const AHEAD: usize = 16;
         let start = at + token * from.layout.token;
         prefetch(from.data.as_ptr(), start + AHEAD * from.layout.token, columns);
         rows.push(&from.data[start..start + columns], padded);
     });
+    rows
 }
 
 /// What one thread works in.

@@ -26,20 +26,17 @@ pub(super) struct Aligned<T> {
 impl<T: Element> Aligned<T> {
     pub fn zeros(len: usize) -> Self {
         let data = vec![T::default(); len + LINE / size_of::<T>()];
-        in_large_pages(&data);
         let start = data.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
         Self { data, start, len }
     }
 
-    /// Nothing, with room for so many, to be filled by [`push`](Self::push).
-    pub fn clear(&mut self, len: usize) {
-        if self.data.capacity() < len + LINE / size_of::<T>() {
-            self.data = Vec::with_capacity(len + LINE / size_of::<T>());
-            self.start = self.data.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
-        }
-        self.data.clear();
-        self.data.resize(self.start, T::default());
-        self.len = 0;
+    /// Room for so many, to be filled by [`push`](Self::push).
+    pub fn with_capacity(len: usize) -> Self {
+        let mut empty = Self::zeros(0);
+        empty.data = Vec::with_capacity(len + LINE / size_of::<T>());
+        empty.start = empty.data.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
+        empty.data.resize(empty.start, T::default());
+        empty
     }
 
     /// Add a row at the end, with zeros after it to make it `padded` long.
@@ -48,20 +45,6 @@ impl<T: Element> Aligned<T> {
         self.data.extend_from_slice(row);
         self.data.resize(self.data.len() + padded - row.len(), T::default());
         self.len += padded;
-    }
-}
-
-/// Ask for large pages under what is not touched yet: fewer of them to fetch from the system.
-fn in_large_pages<T>(data: &[T]) {
-    #[cfg(target_os = "linux")]
-    if size_of_val(data) >= 1 << 22 {
-        const PAGE: usize = 1 << 16;
-        let before = data.as_ptr().cast::<u8>().align_offset(PAGE);
-        // SAFETY: advice on whole pages inside `data`; what they hold stays.
-        unsafe {
-            let start = data.as_ptr().cast::<u8>().add(before);
-            libc::madvise(start.cast_mut().cast(), size_of_val(data) - before, libc::MADV_HUGEPAGE);
-        }
     }
 }
 

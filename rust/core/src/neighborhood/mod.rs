@@ -79,21 +79,21 @@ impl Shape {
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads));
     }
 
-    /// Run `work` on pieces of the tiles of each block of keys, given block and part; what it gave, block by block. The
-    /// pieces depend on the shape alone.
+    /// Run `work` on pieces of the tiles of each block of keys; what it gave, block by block. The pieces depend on the
+    /// shape alone.
     fn each_piece<R: Send>(
         &self,
         tiles: usize,
         keys: impl Fn(Range<usize>) -> usize,
         (threads, cancel): (usize, &Cancel),
-        work: impl Fn((usize, usize), Range<usize>) -> Result<R, Cancelled> + Sync,
+        work: impl Fn(usize, Range<usize>) -> Result<R, Cancelled> + Sync,
     ) -> Result<Vec<R>, Cancelled> {
         let (parts, heads) = (self.parts(tiles, keys), self.kv_heads);
         let mut found: Vec<(usize, R)> = pool::map(threads, self.batch * parts * heads, |i| {
             cancel.check()?;
             // Heads of the same tokens follow each other: they lie in the same pages.
             let (block, piece) = (i / heads / parts * heads + i % heads, i / heads % parts);
-            Ok((block * parts + piece, work((block, piece), part(tiles, parts, piece))?))
+            Ok((block * parts + piece, work(block, part(tiles, parts, piece))?))
         })?;
         found.sort_unstable_by_key(|(at, _)| *at);
         Ok(found.into_iter().map(|(_, result)| result).collect())

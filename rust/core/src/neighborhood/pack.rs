@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use super::geometry::{Line, Order, ROWS};
+use super::lanes::Aligned;
 use super::tile::Source;
 use super::unfused::Tile;
 use super::{Layout, Strided};
@@ -255,23 +256,22 @@ pub(super) fn each_token(order: &Order, range: std::ops::Range<usize>, mut with:
 }
 
 /// Sums of a block's keys that one piece of work found: rows from `first` on, and some to spare.
-#[derive(Clone, Copy)]
-pub(super) struct Partial<'a, T> {
-    first: usize,
-    rows: usize,
-    sums: &'a [T],
+pub(super) struct Partial<T> {
+    pub first: usize,
+    pub rows: usize,
+    pub sums: Aligned<T>,
 }
 
-impl<'a, T: Element> Partial<'a, T> {
-    pub fn new(keys: &std::ops::Range<usize>, sums: &'a [T]) -> Self {
-        Self { first: keys.start, rows: keys.len(), sums }
+impl<T: Element> Partial<T> {
+    pub fn new(keys: &std::ops::Range<usize>, room: usize) -> Self {
+        Self { first: keys.start, rows: keys.len(), sums: Aligned::zeros(room) }
     }
 }
 
 /// The partial sums of each block (`parts` in a row each) added up, in order, and laid out as the caller wants.
 pub(super) fn merge<T: Element>(
     order: &Order,
-    partials: &[Partial<'_, T>],
+    partials: &[&Partial<T>],
     parts: usize,
     heads: usize,
     columns: usize,
@@ -290,7 +290,7 @@ pub(super) fn merge<T: Element>(
         for head in 0..heads {
             let block = batch * heads + head;
             let at = layout.at(block, heads);
-            let near = |part: &&Partial<'_, T>| part.first < here.end && here.start < part.first + part.rows;
+            let near = |part: &&&Partial<T>| part.first < here.end && here.start < part.first + part.rows;
             let partials: Vec<_> = partials[block * parts..(block + 1) * parts].iter().filter(near).copied().collect();
             let partials = &partials[..];
             dispatch(Merge { order, partials, rows: here.clone(), padded, columns, cells, at, token: layout.token });
@@ -302,7 +302,7 @@ pub(super) fn merge<T: Element>(
 /// Some `rows` of a block in [`merge`].
 struct Merge<'a, T> {
     order: &'a Order,
-    partials: &'a [Partial<'a, T>],
+    partials: &'a [&'a Partial<T>],
     rows: std::ops::Range<usize>,
     padded: usize,
     columns: usize,

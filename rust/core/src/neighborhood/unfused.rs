@@ -1,7 +1,6 @@
 //! Products with the keys of a window, sums over it with given weights, and the transpose of those sums.
 
 use super::geometry::{Band, Blocks, KeyRow, Order, ROWS};
-use super::lanes::Aligned;
 use super::pack::{Cells, Columns, Partial, Rows, copy, merge, rows_of_tile};
 use super::tile::{Keys, SPARE, Source, scatter, scores, weighted_sums};
 use super::{Layout, Shape, Strided};
@@ -35,7 +34,7 @@ pub fn products<T: Element>(
             order.tiles,
             |tiles| order.key_range(tiles).len(),
             run,
-            |(block, _), tiles| {
+            |block, tiles| {
                 let mut left = Vec::new();
                 tiles_of(&order, tiles, run.1, |tile: Tile<'_>| {
                     dispatch(ProductsOf {
@@ -80,7 +79,7 @@ pub fn aggregate<T: Element>(
             order.tiles,
             |tiles| order.key_range(tiles).len(),
             run,
-            |(block, _), tiles| {
+            |block, tiles| {
                 let (weights, at) =
                     (&weights[block * tokens * window..(block + 1) * tokens * window], layout.at(block, shape.heads));
                 let mut buffers = (Vec::new(), Vec::new());
@@ -123,10 +122,10 @@ pub fn inverse<T: Element>(
         order.tiles,
         |tiles| order.key_range(tiles).len(),
         run,
-        |(block, _), tiles| {
+        |block, tiles| {
             let weights = &weights[block * tokens * window..(block + 1) * tokens * window];
             let keys = order.key_range(tiles.clone());
-            let mut sums = Aligned::zeros((keys.len() + SPARE) * padded);
+            let mut part = Partial::new(&keys, (keys.len() + SPARE) * padded);
             let (mut buffer, mut left) = (Vec::new(), Vec::new());
             tiles_of(&order, tiles, run.1, |tile: Tile<'_>| {
                 dispatch(Inverse {
@@ -137,15 +136,15 @@ pub fn inverse<T: Element>(
                     at: from.layout.at(block, shape.heads),
                     d,
                     left: &mut left,
-                    sums: &mut sums,
-                    first: keys.start,
+                    sums: &mut part.sums,
+                    first: part.first,
                     buffer: &mut buffer,
                 });
             })?;
-            Ok((keys, sums))
+            Ok(part)
         },
     )?;
-    let partials: Vec<_> = partials.iter().map(|(keys, sums)| Partial::new(keys, sums)).collect();
+    let partials: Vec<_> = partials.iter().collect();
     if !partials.is_empty() {
         merge(&order, &partials, partials.len() / blocks.0, shape.heads, d, (to, layout), run)?;
     }

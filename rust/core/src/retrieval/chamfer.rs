@@ -1,10 +1,10 @@
 //! Chamfer similarity (MaxSim): sum over the query's tokens of the largest product with a token of the document.
 
-use super::{Error, Sets, Stored, not_finite, room};
+use super::{Buffers, Error, Sets, Stored, not_finite, room};
 use crate::cancel::Cancel;
 use crate::gemm::{Dot, Panels, Tile, View};
 use crate::lanes::{Kernel, Lanes, dispatch};
-use crate::pool::{self, Buffers};
+use crate::pool;
 use crate::vector::{Element, Vector};
 
 /// Documents a thread takes at a time.

@@ -5,12 +5,12 @@ use std::ops::Range;
 use super::blocks::{TOKEN_BITS, group, nearest, plus, scaled, times};
 use super::gather::{Gather, turn, turn_back};
 use super::sketch::{Final, sign_rows};
-use super::{Error, Sets, Stored, not_finite, room};
+use super::{Buffers, Error, Sets, Stored, not_finite, room};
 use crate::cancel::Cancel;
 use crate::gemm::{self, PADDING, View};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::lsh::{Directions, SimHash, gray_code};
-use crate::pool::{self, Buffers};
+use crate::pool;
 use crate::real::Real;
 use crate::vector::{Element, Vector};
 

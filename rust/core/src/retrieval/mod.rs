@@ -20,6 +20,7 @@ pub use quantize::{Codebooks, Tables, adc};
 pub use sketch::{Final, RUN, Sketch};
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use crate::cancel::Cancelled;
 use crate::vector::Element;
@@ -168,6 +169,20 @@ fn not_finite<S: Stored>(rows: &[S], columns: usize, first: usize) -> Error {
     let mut to = vec![S::As::default(); columns];
     let at = rows.chunks(columns).position(|row| !S::widen(row, &mut to[..row.len()]));
     Error::NotFinite { row: first + at.unwrap_or(0) }
+}
+
+/// Buffers that threads hand on to each other.
+#[derive(Debug, Default)]
+struct Buffers<B>(Mutex<Vec<B>>);
+
+impl<B: Default> Buffers<B> {
+    fn with<R>(&self, work: impl FnOnce(&mut B) -> R) -> R {
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = kept().pop().unwrap_or_default();
+        let result = work(&mut buffer);
+        kept().push(buffer);
+        result
+    }
 }
 
 /// The vector with room for `n`, what it held kept or not.

@@ -3,11 +3,11 @@
 
 use std::collections::HashSet;
 
-use super::room;
+use super::{Buffers, room};
 use crate::cancel::{Cancel, Cancelled};
 use crate::gemm::{Panels, SquaredDistance, Tile, View};
 use crate::lanes::{Kernel, Lanes, dispatch};
-use crate::pool::{self, Buffers};
+use crate::pool;
 use crate::rng::Draws;
 use crate::vector::{Element, Vector};
 
