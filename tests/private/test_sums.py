@@ -386,3 +386,9 @@ def test_releases_survive_their_file(tmp_path):
 def test_parameters_out_of_range_are_refused_before_work(make, message):
     with pytest.raises(ValueError, match=message):
         make().fit(RNG.uniform(size=(10, 2)))
+
+
+def test_a_row_that_is_too_long_is_named_with_what_it_may_be():
+    X = np.array([[0.1, 0.2], [3.0, 4.0]])
+    with pytest.raises(ValueError, match=r"norm_bound = 2, got 5 in row 1; outside='clip' shortens"):
+        PrivateDistanceSum("sqeuclidean", 1.0, norm_bound=2.0, outside="raise").fit(X)

@@ -44,8 +44,9 @@ fn pass(
                  to the nearest bound",
                 first_row + row
             ),
-            RowError::Long { row, length } => format!(
-                "X must have rows of length <= norm_bound, got {length} in row {}; outside='clip' shortens such rows",
+            RowError::Long { row, length, most } => format!(
+                "X must have rows of length <= norm_bound = {most}, got {length} in row {}; outside='clip' shortens \
+                 such rows",
                 first_row + row
             ),
             RowError::Cancelled(cancelled) => cancelled.to_string(),

@@ -471,7 +471,7 @@ impl PqCodebooks {
         let (queries, codes) = (queries.as_slice()?, codes.as_slice()?);
         let work = m.saturating_mul(codes.len());
         let threads = workers(threads, work);
-        let out = interrupt::run(py, work > 1 << 30, |cancel| {
+        let out = interrupt::run(py, work > 1 << 28, |cancel| {
             let mut out = vec![0.0; m * n];
             if n > 0 {
                 for (query, out) in queries.chunks(self.dims.0).zip(out.chunks_mut(n)) {

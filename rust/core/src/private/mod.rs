@@ -32,12 +32,14 @@ pub enum RowError {
         value: f64,
     },
     /// A row is longer than it may be.
-    #[error("row {row} has length {length}, more than it may have")]
+    #[error("row {row} has length {length}, more than {most}")]
     Long {
         /// The row.
         row: usize,
         /// Its distance from the centre.
         length: f64,
+        /// What that may be.
+        most: f64,
     },
     /// It was told to stop.
     #[error(transparent)]

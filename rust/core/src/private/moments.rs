@@ -107,7 +107,7 @@ impl<T: Real> Kernel for AddRow<'_, T> {
         if let Some(radius) = moments.radius {
             let length = sum(row, |v| v * v).sqrt();
             if !moments.clip && length > radius * (1.0 + 1e-9) {
-                return Err(RowError::Long { row: at, length });
+                return Err(RowError::Long { row: at, length, most: radius });
             }
             let most = radius * (1.0 - 1e-12);
             steps *= if length > most { most / length } else { 1.0 };
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(run(&[0.5, f64::NAN], None, true, any), Err(RowError::NotFinite { row: 0 }));
         let outside = Err(RowError::Outside { row: 1, column: 0, value: 1.5 });
         assert_eq!(run(&[0.5, 0.5, 1.5, 0.5], None, false, any), outside);
-        assert_eq!(run(&[1.0, 0.5], Some(0.25), false, any), Err(RowError::Long { row: 0, length: 0.5 }));
+        assert_eq!(run(&[1.0, 0.5], Some(0.25), false, any), Err(RowError::Long { row: 0, length: 0.5, most: 0.25 }));
         assert_eq!(run(&[1.0, 0.5, 7.0, 0.0], None, true, any), Ok(vec![2048, -1024, 1024 + 2048]));
         assert_eq!(run(&[1.0, 0.5, 7.0, 0.0], None, true, (1024, 1 << 40)), Ok(vec![1024, 0, 1024]));
         assert_eq!(run(&[1.0, 0.5, 7.0, 0.0], None, true, (1 << 20, 1 << 20)), Ok(vec![1024, 0, 1024]));
