@@ -19,6 +19,7 @@ from mercer import _checks, _core
 from mercer._backend import is_reference
 from mercer.ops import _neighborhood_reference as reference
 from mercer.ops import _windows
+from mercer.ops._memory import empty
 
 __all__ = [
     "merge_attentions",
@@ -348,8 +349,8 @@ def attention(
         flat = _flat(q, k, v)
         out, lse = reference.attention(flat[0], flat[1], flat[2], grid, scale)
         return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
-    out = np.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
-    lse = np.empty(q.shape[:-1], dtype=q.dtype)
+    out = empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
+    lse = empty(q.shape[:-1], dtype=q.dtype)
     q, k, v = map(np.ascontiguousarray, (q, k, v))
     _core.neighborhood_attention(q, k, v, grid, scale, out, lse, threads)
     return out, lse
@@ -376,7 +377,7 @@ def attention_gradients(
         by_q, by_k, by_v = (d.reshape(t.shape) for d, t in zip(found, (q, k, v), strict=True))
         return by_q, by_k, by_v
     given = [None if a is None else np.ascontiguousarray(a) for a in (q, k, v, out, lse, grad_lse, grad)]
-    wanted = (np.empty(q.shape, q.dtype), np.empty(k.shape, k.dtype), np.empty(v.shape, v.dtype))
+    wanted = (empty(q.shape, q.dtype), empty(k.shape, k.dtype), empty(v.shape, v.dtype))
     _core.neighborhood_attention_gradients(tuple(given), wanted, grid, scale)
     return wanted
 
@@ -388,7 +389,7 @@ def products(
     window = math.prod([axis[1] for axis in grid])
     if is_reference():
         return reference.products(_tokens(q), _tokens(k), grid).reshape(*q.shape[:-1], window)
-    out = np.empty((*q.shape[:-1], window), dtype=q.dtype)
+    out = empty((*q.shape[:-1], window), dtype=q.dtype)
     _core.neighborhood_products(np.ascontiguousarray(q), np.ascontiguousarray(k), grid, out, threads)
     return out
 
@@ -399,7 +400,7 @@ def aggregate(
     """(B, H, X..., window), (B, H, X..., D) -> (B, H, X..., D)."""
     if is_reference():
         return reference.aggregate(_tokens(w), _tokens(v), grid).reshape(v.shape)
-    out = np.empty(v.shape, dtype=v.dtype)
+    out = empty(v.shape, dtype=v.dtype)
     _core.neighborhood_aggregate(np.ascontiguousarray(w), np.ascontiguousarray(v), grid, out, threads)
     return out
 
@@ -410,7 +411,7 @@ def inverse(
     """The transpose of `aggregate`."""
     if is_reference():
         return reference.inverse(_tokens(w), _tokens(g), grid).reshape(g.shape)
-    out = np.empty(g.shape, dtype=g.dtype)
+    out = empty(g.shape, dtype=g.dtype)
     _core.neighborhood_inverse(np.ascontiguousarray(w), np.ascontiguousarray(g), grid, out, threads)
     return out
 

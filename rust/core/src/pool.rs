@@ -4,6 +4,7 @@
 //! where the first parallel call would wait for ever. Ours is kept by process id and rebuilt after a fork.
 
 use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::team;
@@ -18,10 +19,35 @@ static POOL: RwLock<Option<Kept>> = RwLock::new(None);
 
 /// The number of threads to use: `asked`, else `MERCER_NUM_THREADS`, else the cores this process may run on.
 pub fn threads(asked: Option<NonZero<usize>>) -> usize {
-    asked
-        .or_else(|| std::env::var("MERCER_NUM_THREADS").ok()?.parse().ok())
-        .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, NonZero::get)
+    asked.or_else(|| std::env::var("MERCER_NUM_THREADS").ok()?.parse().ok()).map_or_else(cores, NonZero::get)
+}
+
+/// The cores this process may run on: those of its affinity, which may change, within the quota of its control group,
+/// which is read from files and so not for every call.
+fn cores() -> usize {
+    /// The affinity for which it was asked last, and the answer.
+    static KNOWN: AtomicU64 = AtomicU64::new(0);
+    let affinity = affinity();
+    let known = KNOWN.load(Ordering::Relaxed);
+    if affinity > 0 && known >> 32 == affinity {
+        return (known & u64::from(u32::MAX)) as usize;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    KNOWN.store(affinity << 32 | cores as u64, Ordering::Relaxed);
+    cores
+}
+
+/// Cores of this thread's affinity; 0 where it cannot be asked.
+fn affinity() -> u64 {
+    #[cfg(target_os = "linux")]
+    // SAFETY: a set of bits, all zero at first, of the size that is given.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) == 0 {
+            return u64::from(libc::CPU_COUNT(&set).cast_unsigned());
+        }
+    }
+    0
 }
 
 /// Run `work` where rayon's parallel iterators use `threads` threads; the caller waits.
@@ -39,16 +65,30 @@ pub fn share<T: Send, E: Send>(
     items: impl ExactSizeIterator<Item = T> + Send,
     work: impl Fn(T) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
+    share_with(threads, items, || (), |(), item| work(item))
+}
+
+/// As [`share`]; `work` gets what its thread made by `new` and keeps from one item to the next.
+///
+/// # Errors
+/// One of those that `work` gave.
+pub fn share_with<S, T: Send, E: Send>(
+    threads: usize,
+    items: impl ExactSizeIterator<Item = T> + Send,
+    new: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
     let helpers = threads.min(items.len()).saturating_sub(1);
     if helpers == 0 {
-        let mut items = items;
-        return items.try_for_each(work);
+        let (mut items, mut kept) = (items, new());
+        return items.try_for_each(|item| work(&mut kept, item));
     }
     let (items, failure) = (Mutex::new(items), Mutex::new(None));
     let take = || lock(&items).next();
     let run = || {
+        let mut kept = new();
         while let Some(item) = take() {
-            if let Err(error) = work(item) {
+            if let Err(error) = work(&mut kept, item) {
                 *lock(&failure) = Some(error);
                 while take().is_some() {}
             }
@@ -108,4 +148,30 @@ fn pool(threads: usize) -> Arc<rayon::ThreadPool> {
         }
     }
     pool
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_affinity_of_now_counts() {
+        if std::env::var_os("MERCER_NUM_THREADS").is_some() {
+            return;
+        }
+        let before = threads(None);
+        // SAFETY: sets of bits of the size that is given; only this thread's affinity changes.
+        unsafe {
+            let mut all: libc::cpu_set_t = std::mem::zeroed();
+            assert_eq!(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut all), 0);
+            let first = (0..libc::CPU_SETSIZE as usize).find(|&cpu| libc::CPU_ISSET(cpu, &all)).expect("a core");
+            let mut one: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(first, &mut one);
+            assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const one), 0);
+            assert_eq!(threads(None), 1);
+            assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const all), 0);
+        }
+        assert_eq!(threads(None), before);
+        assert_eq!(before, std::thread::available_parallelism().map_or(1, NonZero::get));
+    }
 }

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mercer import _checks
 from mercer._backend import is_reference
+from mercer.nn._operator import Operator
 from mercer.nn.conv import _dispatch
 from mercer.ops.depthwise import machine
 
@@ -212,16 +213,20 @@ class _Timed(torch.autograd.Function):
 # ------------------------------------------------------------------------------------------------- as torch knows them
 
 
-@torch.library.custom_op("mercer::depthwise_conv2d", mutates_args=())
-def _convolve(
+def _work(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, turned: bool, dilation: int
 ) -> torch.Tensor:
     return _dispatch.depthwise(x, weight, bias, turned, dilation)
 
 
-@torch.library.custom_op("mercer::depthwise_weight_gradient", mutates_args=())
-def _weight_gradient(x: torch.Tensor, grad: torch.Tensor, kh: int, kw: int, dilation: int) -> torch.Tensor:
+_convolve = Operator("mercer::depthwise_conv2d", _work)
+
+
+def _work_on_weight(x: torch.Tensor, grad: torch.Tensor, kh: int, kw: int, dilation: int) -> torch.Tensor:
     return _dispatch.depthwise_weight(x, grad, kh, kw, dilation)
+
+
+_weight_gradient = Operator("mercer::depthwise_weight_gradient", _work_on_weight)
 
 
 @_convolve.register_fake

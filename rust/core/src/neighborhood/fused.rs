@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::geometry::Order;
 use super::lanes::{Aligned, lanes_of, nowhere, prefetch, products, spread, sums};
-use super::pack::{Cells, Partial, each_token, merge};
+use super::pack::{Cells, Store, each_token};
 use super::patch::{Patch, Patches, Pattern, QUERIES};
 use super::softmax::{exponentials, inner, largest, scaled, shrink, softmax_gradient};
 use super::{Layout, Shape, Strided};
@@ -64,51 +64,49 @@ pub fn forward<T: Element>(
     let tokens = shape.grid.tokens();
     assert_eq!(lse.len(), shape.batch * tokens * shape.heads);
     let (cells, log_sums) = (Cells::new(out), Cells::new(lse));
-    shape
-        .each_piece(
-            patches.count,
-            |range| patches.key_range(range).len(),
-            run,
-            |block, range| {
-                let keys = patches.key_range(range.clone());
-                let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
-                let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
-                let mut scratch = Scratch::new(&shape);
-                for index in range {
-                    run.1.check()?;
-                    let patch = patches.of(index);
-                    let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
-                    for (batch, head) in heads(&shape, block) {
-                        let [query_at, out_at] =
-                            [inputs.query.layout, layout].map(|of| batch * of.batch + head * of.head);
-                        soon(&after, inputs.query.data, inputs.query.layout, query_at, shape.dim);
-                        here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
-                            prefetch(cells.as_ptr(), out_at + token * layout.token, shape.value_dim);
-                        });
-                        scratch.prepare(patches.pattern(index, &patch));
-                        dispatch(Forward {
-                            shape: &shape,
-                            tokens: &here,
-                            patch: &patch,
-                            query: inputs.query,
-                            query_at,
-                            scale: T::from_f64(inputs.scale),
-                            key: &key,
-                            value: &value,
-                            first: keys.start,
-                            out: cells,
-                            at: out_at,
-                            step: layout.token,
-                            lse: log_sums,
-                            lse_at: batch * tokens * shape.heads + head,
-                            scratch: &mut scratch,
-                        });
-                    }
+    shape.each_piece(
+        patches.count,
+        |range| patches.key_range(range),
+        false,
+        run,
+        || Kept::new(&shape),
+        |Kept { key, value, scratch, .. }, piece| {
+            let (block, keys) = (piece.block, &piece.keys);
+            pack(&order, inputs.key, (block, shape.kv_heads), keys, shape.dim, key);
+            pack(&order, inputs.value, (block, shape.kv_heads), keys, shape.value_dim, value);
+            for index in piece.tiles.clone() {
+                run.1.check()?;
+                let patch = patches.of(index);
+                let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
+                for (batch, head) in heads(&shape, block) {
+                    let [query_at, out_at] = [inputs.query.layout, layout].map(|of| batch * of.batch + head * of.head);
+                    soon(&after, inputs.query.data, inputs.query.layout, query_at, shape.dim);
+                    here.iter().filter(|token| **token != usize::MAX).for_each(|token| {
+                        prefetch(cells.as_ptr(), out_at + token * layout.token, shape.value_dim);
+                    });
+                    scratch.prepare(patches.pattern(index, &patch));
+                    dispatch(Forward {
+                        shape: &shape,
+                        tokens: &here,
+                        patch: &patch,
+                        query: inputs.query,
+                        query_at,
+                        scale: T::from_f64(inputs.scale),
+                        key,
+                        value,
+                        first: keys.start,
+                        out: cells,
+                        at: out_at,
+                        step: layout.token,
+                        lse: log_sums,
+                        lse_at: batch * tokens * shape.heads + head,
+                        scratch,
+                    });
                 }
-                Ok(())
-            },
-        )
-        .map(|_: Vec<()>| ())
+            }
+            Ok(())
+        },
+    )
 }
 
 /// The gradients of query, key and value.
@@ -127,18 +125,20 @@ pub fn backward<T: Element>(
     let tokens = shape.grid.tokens();
     assert_eq!(gradients.lse.len(), shape.batch * tokens * shape.heads);
     assert!(gradients.grad_lse.is_none_or(|g| g.len() == gradients.lse.len()));
-    let by_query = Cells::new(gradients.query);
-    let partials = shape.each_piece(
+    let [by_query, by_key, by_value] = [gradients.query, gradients.key, gradients.value].map(Cells::new);
+    shape.each_piece(
         patches.count,
-        |range| patches.key_range(range).len(),
+        |range| patches.key_range(range),
+        true,
         run,
-        |block, range| {
-            let keys = patches.key_range(range.clone());
-            let rows = |from: Strided<'_, T>, columns| pack(&order, from, (block, shape.kv_heads), &keys, columns);
-            let (key, value) = (rows(inputs.key, shape.dim), rows(inputs.value, shape.value_dim));
-            let (mut by_key, mut by_value) = (Partial::new(&keys, key.len()), Partial::new(&keys, value.len()));
-            let mut scratch = Scratch::new(&shape);
-            for index in range {
+        || Kept::new(&shape),
+        |kept, piece| {
+            let (block, keys) = (piece.block, &piece.keys);
+            pack(&order, inputs.key, (block, shape.kv_heads), keys, shape.dim, &mut kept.key);
+            pack(&order, inputs.value, (block, shape.kv_heads), keys, shape.value_dim, &mut kept.value);
+            kept.by_key.zero(kept.key.len());
+            kept.by_value.zero(kept.value.len());
+            for index in piece.tiles.clone() {
                 run.1.check()?;
                 let patch = patches.of(index);
                 let (here, after) = (tokens_of(&patches, &patch), after(&patches, index));
@@ -153,7 +153,7 @@ pub fn backward<T: Element>(
                         let layout = inputs.query.layout;
                         prefetch(by_query.as_ptr(), at(layout) + token * layout.token, shape.dim);
                     });
-                    scratch.prepare(patches.pattern(index, &patch));
+                    kept.scratch.prepare(patches.pattern(index, &patch));
                     dispatch(Backward {
                         shape: &shape,
                         tokens: &here,
@@ -164,27 +164,27 @@ pub fn backward<T: Element>(
                         at: [inputs.query.layout, gradients.grad.layout, gradients.out.layout].map(at),
                         lse: (gradients.lse, gradients.grad_lse),
                         lse_at: batch * tokens * shape.heads + head,
-                        key: &key,
-                        value: &value,
+                        key: &kept.key,
+                        value: &kept.value,
                         by_query,
                         scale: T::from_f64(inputs.scale),
-                        by_key: &mut by_key.sums,
-                        by_value: &mut by_value.sums,
+                        by_key: &mut kept.by_key,
+                        by_value: &mut kept.by_value,
                         first: keys.start,
-                        scratch: &mut scratch,
+                        scratch: &mut kept.scratch,
                     });
                 }
             }
-            Ok((by_key, by_value))
+            for (sums, columns, cells, layout) in [
+                (&kept.by_key, shape.dim, by_key, inputs.key.layout),
+                (&kept.by_value, shape.value_dim, by_value, inputs.value.layout),
+            ] {
+                let (padded, at) = (sums.len() / keys.len(), layout.at(block, shape.kv_heads));
+                dispatch(Store { order: &order, piece, sums, padded, columns, cells, at, token: layout.token });
+            }
+            Ok(())
         },
-    )?;
-    if !partials.is_empty() {
-        let parts = partials.len() / (shape.batch * shape.kv_heads);
-        let (by_key, by_value): (Vec<_>, Vec<_>) = partials.iter().map(|(k, v)| (k, v)).unzip();
-        merge(&order, &by_key, parts, shape.kv_heads, shape.dim, (gradients.key, inputs.key.layout), run)?;
-        merge(&order, &by_value, parts, shape.kv_heads, shape.value_dim, (gradients.value, inputs.value.layout), run)?;
-    }
-    Ok(())
+    )
 }
 
 /// Batch and head of the queries that use a block of keys.
@@ -193,23 +193,40 @@ fn heads(shape: &Shape, block: usize) -> impl Iterator<Item = (usize, usize)> {
     (head * group..(head + 1) * group).map(move |head| (batch, head))
 }
 
-/// The packed rows of some keys, padded with zeros.
+/// The packed rows of some keys, padded with zeros, into `rows`.
 fn pack<T: Element>(
     order: &Order,
     from: Strided<'_, T>,
     (block, heads): (usize, usize),
     keys: &Range<usize>,
     columns: usize,
-) -> Aligned<T> {
+    rows: &mut Aligned<T>,
+) {
     let padded = columns.next_multiple_of(vector_size::<T>());
-    let (at, mut rows) = (from.layout.at(block, heads), Aligned::with_capacity(keys.len() * padded));
+    let at = from.layout.at(block, heads);
+    rows.clear(keys.len() * padded);
     each_token(order, keys.clone(), |_, token| {
         const AHEAD: usize = 16;
         let start = at + token * from.layout.token;
         prefetch(from.data.as_ptr(), start + AHEAD * from.layout.token, columns);
         rows.push(&from.data[start..start + columns], padded);
     });
-    rows
+}
+
+/// What one thread keeps from a piece to the next: packed rows of its keys, the gradients of those, and where it works.
+struct Kept<T> {
+    key: Aligned<T>,
+    value: Aligned<T>,
+    by_key: Aligned<T>,
+    by_value: Aligned<T>,
+    scratch: Scratch<T>,
+}
+
+impl<T: Element> Kept<T> {
+    fn new(shape: &Shape) -> Self {
+        let [key, value, by_key, by_value] = [(); 4].map(|()| Aligned::default());
+        Self { key, value, by_key, by_value, scratch: Scratch::new(shape) }
+    }
 }
 
 /// What one thread works in.

@@ -30,13 +30,22 @@ impl<T: Element> Aligned<T> {
         Self { data, start, len }
     }
 
-    /// Room for so many, to be filled by [`push`](Self::push).
-    pub fn with_capacity(len: usize) -> Self {
-        let mut empty = Self::zeros(0);
-        empty.data = Vec::with_capacity(len + LINE / size_of::<T>());
-        empty.start = empty.data.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
-        empty.data.resize(empty.start, T::default());
-        empty
+    /// Nothing, with room for so many, to be filled by [`push`](Self::push).
+    pub fn clear(&mut self, room: usize) {
+        if self.data.capacity() < room + LINE / size_of::<T>() {
+            self.data = Vec::with_capacity(room + LINE / size_of::<T>());
+            self.start = self.data.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
+        }
+        self.data.clear();
+        self.data.resize(self.start, T::default());
+        self.len = 0;
+    }
+
+    /// So many zeros.
+    pub fn zero(&mut self, len: usize) {
+        self.clear(len);
+        self.data.resize(self.start + len, T::default());
+        self.len = len;
     }
 
     /// Add a row at the end, with zeros after it to make it `padded` long.

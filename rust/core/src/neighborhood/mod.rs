@@ -79,34 +79,50 @@ impl Shape {
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads));
     }
 
-    /// Run `work` on pieces of the tiles of each block of keys; what it gave, block by block. The pieces depend on the
-    /// shape alone.
-    fn each_piece<R: Send>(
+    /// Run `work` on pieces of the tiles of each block of keys, of which `keys` tells what they see; `work` gets what its
+    /// thread made by `new`. The pieces depend on the shape alone. Where they are to be `apart`, no two that see the same
+    /// keys of a block are worked on at once, and which of them comes first depends on the shape alone.
+    fn each_piece<S>(
         &self,
         tiles: usize,
-        keys: impl Fn(Range<usize>) -> usize,
+        keys: impl Fn(Range<usize>) -> Range<usize>,
+        apart: bool,
         (threads, cancel): (usize, &Cancel),
-        work: impl Fn(usize, Range<usize>) -> Result<R, Cancelled> + Sync,
-    ) -> Result<Vec<R>, Cancelled> {
-        let (parts, heads) = (self.parts(tiles, keys), self.kv_heads);
-        let mut found: Vec<(usize, R)> = pool::map(threads, self.batch * parts * heads, |i| {
-            cancel.check()?;
-            // Heads of the same tokens follow each other: they lie in the same pages.
-            let (block, piece) = (i / heads / parts * heads + i % heads, i / heads % parts);
-            Ok((block * parts + piece, work(block, part(tiles, parts, piece))?))
-        })?;
-        found.sort_unstable_by_key(|(at, _)| *at);
-        Ok(found.into_iter().map(|(_, result)| result).collect())
+        new: impl Fn() -> S + Sync,
+        work: impl Fn(&mut S, &Piece<'_>) -> Result<(), Cancelled> + Sync,
+    ) -> Result<(), Cancelled> {
+        let (parts, heads) = (self.parts(tiles, &keys), self.kv_heads);
+        let seen: Vec<_> = (0..parts).map(|p| keys(part(tiles, parts, p))).collect();
+        let waves = if apart { waves(&seen) } else { 1 };
+        let written = |p: usize| seen.iter().enumerate().filter(move |(q, _)| q % waves < p % waves);
+        let before: Vec<Vec<_>> = (0..parts)
+            .map(|p| written(p).filter(|(_, other)| overlap(other, &seen[p])).map(|(_, other)| other.clone()).collect())
+            .collect();
+        for wave in 0..waves.min(parts) {
+            let mine = (parts - wave).div_ceil(waves);
+            pool::share_with(threads, 0..self.batch * mine * heads, &new, |kept, i| {
+                cancel.check()?;
+                // Heads of the same tokens follow each other: they lie in the same pages.
+                let (block, p) = (i / heads / mine * heads + i % heads, i / heads % mine * waves + wave);
+                let (keys, before) = (seen[p].clone(), &before[p][..]);
+                work(kept, &Piece { block, tiles: part(tiles, parts, p), keys, before })
+            })?;
+        }
+        Ok(())
     }
 
-    /// How many pieces the tiles of a block of keys are cut into: enough to keep threads busy, and few enough that
-    /// the keys that two pieces share are not most of them. Depends on the shape alone.
-    fn parts(&self, tiles: usize, keys: impl Fn(Range<usize>) -> usize) -> usize {
+    /// How many pieces the tiles of a block of keys are cut into: enough to keep threads busy and to keep what a piece
+    /// works on in cache, and few enough that the keys that two pieces share are not most of them. Depends on the shape
+    /// alone.
+    fn parts(&self, tiles: usize, keys: impl Fn(Range<usize>) -> Range<usize>) -> usize {
         const PIECES: usize = 64;
-        let mut parts = PIECES.div_ceil((self.batch * self.kv_heads).max(1)).min(tiles);
+        const TOKENS: usize = 1024;
+        let tokens = self.grid.tokens();
+        let least = PIECES.div_ceil((self.batch * self.kv_heads).max(1));
+        let mut parts = least.max(tokens / TOKENS).min(tiles).min(1024);
         while parts > 4 {
-            let keys: usize = (0..parts).map(|p| keys(part(tiles, parts, p))).sum();
-            if keys <= 2 * self.grid.tokens() {
+            let keys: usize = (0..parts).map(|p| keys(part(tiles, parts, p)).len()).sum();
+            if keys <= 2 * tokens {
                 break;
             }
             parts /= 2;
@@ -115,7 +131,43 @@ impl Shape {
     }
 }
 
+/// Some tiles of a block of keys.
+struct Piece<'a> {
+    block: usize,
+    tiles: Range<usize>,
+    /// The packed keys that they see.
+    keys: Range<usize>,
+    /// Those of pieces that were worked on before.
+    before: &'a [Range<usize>],
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// The smallest number so that ranges that are a multiple of it apart do not overlap.
+fn waves(ranges: &[Range<usize>]) -> usize {
+    let many = ranges.len().max(1);
+    let apart =
+        |step: usize| (step..many).all(|p| (p % step..p).step_by(step).all(|q| !overlap(&ranges[p], &ranges[q])));
+    (1..many).find(|&step| apart(step)).unwrap_or(many)
+}
+
 /// Piece `p` of `parts` of so many tiles.
 fn part(tiles: usize, parts: usize, p: usize) -> Range<usize> {
     p * tiles / parts..(p + 1) * tiles / parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_a_wave_do_not_overlap() {
+        assert_eq!(waves(&[]), 1);
+        assert_eq!(waves(&[0..4, 4..8, 8..12]), 1);
+        assert_eq!(waves(&[0..5, 4..9, 8..13]), 2);
+        assert_eq!(waves(&[0..9, 4..13, 8..17, 12..21]), 3);
+        assert_eq!(waves(&[0..5, 0..5, 0..5]), 3);
+    }
 }

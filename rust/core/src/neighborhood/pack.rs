@@ -3,10 +3,9 @@
 use std::marker::PhantomData;
 
 use super::geometry::{Line, Order, ROWS};
-use super::lanes::Aligned;
 use super::tile::Source;
 use super::unfused::Tile;
-use super::{Layout, Strided};
+use super::{Piece, Strided};
 use crate::cancel::{Cancel, Cancelled};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::pool;
@@ -255,99 +254,45 @@ pub(super) fn each_token(order: &Order, range: std::ops::Range<usize>, mut with:
     }
 }
 
-/// Sums of a block's keys that one piece of work found: rows from `first` on, and some to spare.
-pub(super) struct Partial<T> {
-    pub first: usize,
-    pub rows: usize,
-    pub sums: Aligned<T>,
+/// Sums that a [`Piece`] found for its keys, `padded` apart, into the caller's layout: added to what is there where pieces
+/// before it saw the same keys.
+pub(super) struct Store<'a, T> {
+    pub order: &'a Order,
+    pub piece: &'a Piece<'a>,
+    pub sums: &'a [T],
+    pub padded: usize,
+    pub columns: usize,
+    pub cells: Cells<'a, T>,
+    /// Where the block begins, and from one token to the next.
+    pub at: usize,
+    pub token: usize,
 }
 
-impl<T: Element> Partial<T> {
-    pub fn new(keys: &std::ops::Range<usize>, room: usize) -> Self {
-        Self { first: keys.start, rows: keys.len(), sums: Aligned::zeros(room) }
-    }
-}
-
-/// The partial sums of each block (`parts` in a row each) added up, in order, and laid out as the caller wants.
-pub(super) fn merge<T: Element>(
-    order: &Order,
-    partials: &[&Partial<T>],
-    parts: usize,
-    heads: usize,
-    columns: usize,
-    (to, layout): (&mut [T], Layout),
-    (threads, cancel): (usize, &Cancel),
-) -> Result<(), Cancelled> {
-    let padded = columns.next_multiple_of(vector_size::<T>());
-    let cells = Cells::new(to);
-    let tokens = order.grid.tokens();
-    let pieces = tokens.div_ceil(PIECE);
-    let batches = partials.len() / parts / heads;
-    pool::share(threads, 0..batches * pieces, |i| {
-        cancel.check()?;
-        let (batch, first) = (i / pieces, i % pieces * PIECE);
-        let here = first..tokens.min(first + PIECE);
-        for head in 0..heads {
-            let block = batch * heads + head;
-            let at = layout.at(block, heads);
-            let near = |part: &&&Partial<T>| part.first < here.end && here.start < part.first + part.rows;
-            let partials: Vec<_> = partials[block * parts..(block + 1) * parts].iter().filter(near).copied().collect();
-            let partials = &partials[..];
-            dispatch(Merge { order, partials, rows: here.clone(), padded, columns, cells, at, token: layout.token });
-        }
-        Ok(())
-    })
-}
-
-/// Some `rows` of a block in [`merge`].
-struct Merge<'a, T> {
-    order: &'a Order,
-    partials: &'a [&'a Partial<T>],
-    rows: std::ops::Range<usize>,
-    padded: usize,
-    columns: usize,
-    cells: Cells<'a, T>,
-    at: usize,
-    token: usize,
-}
-
-impl<T: Element> Kernel for Merge<'_, T> {
+impl<T: Element> Kernel for Store<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
+        let Self { order, piece, sums, padded, columns, cells, at, token: step } = self;
         let size = T::Of::<L>::SIZE;
-        let whole = self.columns / size * size;
-        let mut line = self.order.lines.partition_point(|line| line.base <= self.rows.start) - 1;
-        for row in self.rows {
-            while self.order.lines[line].base + self.order.lines[line].length <= row {
-                line += 1;
+        let whole = columns / size * size;
+        let first = piece.keys.start;
+        each_token(order, piece.keys.clone(), |row, token| {
+            // SAFETY: no two pieces that see the same keys are worked on at once.
+            let to = unsafe { cells.part(at + token * step, columns) };
+            let from = &sums[(row - first) * padded..][..columns];
+            if !piece.before.iter().any(|keys| keys.contains(&row)) {
+                return copy(from, to);
             }
-            let here = &self.order.lines[line];
-            let token = here.origin + (row - here.base) * here.step;
-            // SAFETY: a token of a block is written here only.
-            let to = unsafe { self.cells.part(self.at + token * self.token, self.columns) };
-            let mut written = false;
-            for part in self.partials.iter().filter(|p| p.first <= row && row < p.first + p.rows) {
-                let from = &part.sums[(row - part.first) * self.padded..][..self.columns];
-                if !written {
-                    copy(from, to);
-                    written = true;
-                    continue;
-                }
-                for at in (0..whole).step_by(size) {
-                    // SAFETY: whole vectors of both rows.
-                    unsafe {
-                        let (to, from) = (to.as_mut_ptr().add(at), from.as_ptr().add(at));
-                        (T::Of::<L>::read(to) + T::Of::<L>::read(from)).write(to);
-                    }
-                }
-                for at in whole..self.columns {
-                    to[at] = T::from_f64(to[at].to_f64() + from[at].to_f64());
+            for at in (0..whole).step_by(size) {
+                // SAFETY: whole vectors of both rows.
+                unsafe {
+                    let (to, from) = (to.as_mut_ptr().add(at), from.as_ptr().add(at));
+                    (T::Of::<L>::read(to) + T::Of::<L>::read(from)).write(to);
                 }
             }
-            if !written {
-                to.fill(T::default());
+            for at in whole..columns {
+                to[at] = T::from_f64(to[at].to_f64() + from[at].to_f64());
             }
-        }
+        });
     }
 }

@@ -1,7 +1,8 @@
 //! Products with the keys of a window, sums over it with given weights, and the transpose of those sums.
 
 use super::geometry::{Band, Blocks, KeyRow, Order, ROWS};
-use super::pack::{Cells, Columns, Partial, Rows, copy, merge, rows_of_tile};
+use super::lanes::Aligned;
+use super::pack::{Cells, Columns, Rows, Store, copy, rows_of_tile};
 use super::tile::{Keys, SPARE, Source, scatter, scores, weighted_sums};
 use super::{Layout, Shape, Strided};
 use crate::cancel::{Cancel, Cancelled};
@@ -29,31 +30,30 @@ pub fn products<T: Element>(
     assert_eq!(to.len(), blocks.0 * tokens * window);
     let key = Columns::pack(&order, key, blocks, d, run)?;
     let cells = Cells::new(to);
-    shape
-        .each_piece(
-            order.tiles,
-            |tiles| order.key_range(tiles).len(),
-            run,
-            |block, tiles| {
-                let mut left = Vec::new();
-                tiles_of(&order, tiles, run.1, |tile: Tile<'_>| {
-                    dispatch(ProductsOf {
-                        tile,
-                        query,
-                        at: query.layout.at(block, shape.heads),
-                        left: &mut left,
-                        d,
-                        key: key.of(block),
-                        block,
-                        window,
-                        tokens,
-                        cells,
-                    });
-                })?;
-                Ok(())
-            },
-        )
-        .map(|_: Vec<()>| ())
+    shape.each_piece(
+        order.tiles,
+        |tiles| order.key_range(tiles),
+        false,
+        run,
+        Vec::new,
+        |left, piece| {
+            let block = piece.block;
+            tiles_of(&order, piece.tiles.clone(), run.1, |tile: Tile<'_>| {
+                dispatch(ProductsOf {
+                    tile,
+                    query,
+                    at: query.layout.at(block, shape.heads),
+                    left,
+                    d,
+                    key: key.of(block),
+                    block,
+                    window,
+                    tokens,
+                    cells,
+                });
+            })
+        },
+    )
 }
 
 /// `to` = the sums over each query's window of `weights` (batch, heads, tokens, window) times values of
@@ -74,31 +74,21 @@ pub fn aggregate<T: Element>(
     assert_eq!(weights.len(), blocks.0 * tokens * window);
     let value = Rows::new(&order, value, blocks, d, run)?;
     let cells = Cells::new(to);
-    shape
-        .each_piece(
-            order.tiles,
-            |tiles| order.key_range(tiles).len(),
-            run,
-            |block, tiles| {
-                let (weights, at) =
-                    (&weights[block * tokens * window..(block + 1) * tokens * window], layout.at(block, shape.heads));
-                let mut buffers = (Vec::new(), Vec::new());
-                tiles_of(&order, tiles, run.1, |tile: Tile<'_>| {
-                    dispatch(Aggregate {
-                        tile,
-                        weights,
-                        window,
-                        value: value.of(block),
-                        d,
-                        cells,
-                        at,
-                        layout,
-                        buffers: &mut buffers,
-                    });
-                })
-            },
-        )
-        .map(|_: Vec<()>| ())
+    shape.each_piece(
+        order.tiles,
+        |tiles| order.key_range(tiles),
+        false,
+        run,
+        Default::default,
+        |buffers, piece| {
+            let (block, at) = (piece.block, layout.at(piece.block, shape.heads));
+            let weights = &weights[block * tokens * window..(block + 1) * tokens * window];
+            tiles_of(&order, piece.tiles.clone(), run.1, |tile: Tile<'_>| {
+                let value = value.of(block);
+                dispatch(Aggregate { tile, weights, window, value, d, cells, at, layout, buffers });
+            })
+        },
+    )
 }
 
 /// The transpose of [`aggregate`]: `to` = for each key, the sum over the queries that see it of their weight times
@@ -118,16 +108,18 @@ pub fn inverse<T: Element>(
     let (tokens, window) = (shape.grid.tokens(), shape.grid.window());
     assert_eq!(weights.len(), blocks.0 * tokens * window);
     let padded = d.next_multiple_of(vector_size::<T>());
-    let partials = shape.each_piece(
+    let cells = Cells::new(to);
+    shape.each_piece(
         order.tiles,
-        |tiles| order.key_range(tiles).len(),
+        |tiles| order.key_range(tiles),
+        true,
         run,
-        |block, tiles| {
+        Default::default,
+        |(sums, buffer, left): &mut (Aligned<T>, Vec<T>, Vec<T>), piece| {
+            let (block, keys) = (piece.block, &piece.keys);
             let weights = &weights[block * tokens * window..(block + 1) * tokens * window];
-            let keys = order.key_range(tiles.clone());
-            let mut part = Partial::new(&keys, (keys.len() + SPARE) * padded);
-            let (mut buffer, mut left) = (Vec::new(), Vec::new());
-            tiles_of(&order, tiles, run.1, |tile: Tile<'_>| {
+            sums.zero((keys.len() + SPARE) * padded);
+            tiles_of(&order, piece.tiles.clone(), run.1, |tile: Tile<'_>| {
                 dispatch(Inverse {
                     tile,
                     weights,
@@ -135,20 +127,17 @@ pub fn inverse<T: Element>(
                     from,
                     at: from.layout.at(block, shape.heads),
                     d,
-                    left: &mut left,
-                    sums: &mut part.sums,
-                    first: part.first,
-                    buffer: &mut buffer,
+                    left,
+                    sums,
+                    first: keys.start,
+                    buffer,
                 });
             })?;
-            Ok(part)
+            let at = layout.at(block, shape.heads);
+            dispatch(Store { order: &order, piece, sums, padded, columns: d, cells, at, token: layout.token });
+            Ok(())
         },
-    )?;
-    let partials: Vec<_> = partials.iter().collect();
-    if !partials.is_empty() {
-        merge(&order, &partials, partials.len() / blocks.0, shape.heads, d, (to, layout), run)?;
-    }
-    Ok(())
+    )
 }
 
 fn start(shape: &Shape) -> Order {

@@ -9,6 +9,7 @@ import torch
 
 from mercer import _checks
 from mercer.nn import _dispatch
+from mercer.nn._operator import Operator
 from mercer.nn.attention.neighborhood._products import _real, _same
 from mercer.ops import _windows
 
@@ -224,9 +225,9 @@ def _attention(
         key.shape, value.shape, *[None if more is None else more.shape for more in extra]
     )
     dtype = query.dtype
-    with torch.autocast(query.device.type, enabled=False):
-        out, lse = _neighborhood_attention(query, key, value, _windows.flat(grid), factor)
-        if keys is not None and values is not None:
+    out, lse = _neighborhood_attention(query, key, value, _windows.flat(grid), factor)
+    if keys is not None and values is not None:
+        with torch.autocast(query.device.type, enabled=False):
             other = _additional(query.to(lse.dtype), keys.to(lse.dtype), values.to(lse.dtype), factor)
             out, lse = merge_attentions([out.to(lse.dtype), other[0]], [lse, other[1]])
     return (out.to(dtype), lse) if return_lse else out.to(dtype)
@@ -247,28 +248,8 @@ def _additional(
 # ------------------------------------------------------------------------------------------- as torch knows it
 
 
-@torch.library.custom_op("mercer::neighborhood_attention", mutates_args=())
-def _neighborhood_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, axes: Sequence[int], scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _dispatch.neighborhood_attention(query, key, value, axes, scale)
-
-
-@torch.library.custom_op("mercer::neighborhood_attention_gradients", mutates_args=())
-def _gradients(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    grad: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    axes: Sequence[int],
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _dispatch.neighborhood_attention_gradients(
-        query, key, value, out, lse, grad, grad_lse, axes, scale
-    )
+_neighborhood_attention = Operator("mercer::neighborhood_attention", _dispatch.neighborhood_attention)
+_gradients = Operator("mercer::neighborhood_attention_gradients", _dispatch.neighborhood_attention_gradients)
 
 
 @_neighborhood_attention.register_fake

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mercer.nn import _dispatch
+from mercer.nn._operator import Operator
 from mercer.ops import _windows
 
 __all__ = ["neighborhood_av", "neighborhood_inverse", "neighborhood_qk"]
@@ -133,8 +134,7 @@ def _weighted(work, weights: torch.Tensor, name: str, rows: torch.Tensor, how: t
             f"weights must have shape {wanted}, one for each key of a window, got {tuple(weights.shape)}"
         )
     dtype = _working(rows.dtype)
-    with torch.autocast(rows.device.type, enabled=False):
-        return work(weights.to(dtype), rows.to(dtype), _windows.flat(grid)).to(rows.dtype)
+    return work(weights.to(dtype), rows.to(dtype), _windows.flat(grid)).to(rows.dtype)
 
 
 def _grid_of(
@@ -205,19 +205,14 @@ def _apart(grid: tuple[_windows.Axis, ...]) -> list[torch.Tensor]:
 # ------------------------------------------------------------------------------------------------- as torch knows them
 
 
-@torch.library.custom_op("mercer::neighborhood_products", mutates_args=())
-def _products(query: torch.Tensor, key: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
-    return _dispatch.neighborhood("products", query, key, axes)
+def _operator(name: str) -> Operator:
+    def work(left: torch.Tensor, right: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+        return _dispatch.neighborhood(name, left, right, axes)
+
+    return Operator(f"mercer::neighborhood_{name}", work)
 
 
-@torch.library.custom_op("mercer::neighborhood_aggregate", mutates_args=())
-def _aggregate(weights: torch.Tensor, value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
-    return _dispatch.neighborhood("aggregate", weights, value, axes)
-
-
-@torch.library.custom_op("mercer::neighborhood_inverse", mutates_args=())
-def _inverse(weights: torch.Tensor, rows: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
-    return _dispatch.neighborhood("inverse", weights, rows, axes)
+_products, _aggregate, _inverse = map(_operator, ("products", "aggregate", "inverse"))
 
 
 @_products.register_fake
