@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::patch::{Chunk, Key, Pattern, QUERIES};
+use super::patch::{Chunk, Key, Pattern, QUERIES, groups};
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::vector::{Element, Vector};
 
@@ -91,7 +91,7 @@ pub(super) fn lanes_of<T: Element>() -> (usize, usize) {
         type Output = (usize, usize);
         #[inline(always)]
         fn run<L: Lanes>(self) -> (usize, usize) {
-            (T::Of::<L>::SIZE, if T::Of::<L>::ROWS == 8 { 4 } else { 2 })
+            (T::Of::<L>::SIZE, if T::Of::<L>::ROWS == 8 { 4 } else { 3 })
         }
     }
     dispatch(Of::<T>(std::marker::PhantomData))
@@ -226,7 +226,8 @@ pub(super) fn sums<L: Lanes, T: Element>(
     let mut column = 0;
     while column < padded / size {
         let wide = wide_of(padded / size - column);
-        for (group, lane) in (0..QUERIES).step_by(together).enumerate() {
+        for (group, lanes) in groups(together).enumerate() {
+            let lane = lanes.start;
             let corner = Sums {
                 weights: &weights[lane..],
                 rows: &rows[column * size..],
@@ -240,15 +241,20 @@ pub(super) fn sums<L: Lanes, T: Element>(
             }
             // SAFETY: the asserts above; the keys of a list are some of the chunk's.
             unsafe {
-                match (together, wide) {
+                match (lanes.len(), wide) {
                     (2, 4) => corner.registers::<T::Of<L>, 4, 2>(),
                     (2, 3) => corner.registers::<T::Of<L>, 3, 2>(),
                     (2, 2) => corner.registers::<T::Of<L>, 2, 2>(),
                     (2, _) => corner.registers::<T::Of<L>, 1, 2>(),
-                    (_, 4) => corner.registers::<T::Of<L>, 4, 4>(),
-                    (_, 3) => corner.registers::<T::Of<L>, 3, 4>(),
-                    (_, 2) => corner.registers::<T::Of<L>, 2, 4>(),
-                    _ => corner.registers::<T::Of<L>, 1, 4>(),
+                    (3, 4) => corner.registers::<T::Of<L>, 4, 3>(),
+                    (3, 3) => corner.registers::<T::Of<L>, 3, 3>(),
+                    (3, 2) => corner.registers::<T::Of<L>, 2, 3>(),
+                    (3, _) => corner.registers::<T::Of<L>, 1, 3>(),
+                    (4, 4) => corner.registers::<T::Of<L>, 4, 4>(),
+                    (4, 3) => corner.registers::<T::Of<L>, 3, 4>(),
+                    (4, 2) => corner.registers::<T::Of<L>, 2, 4>(),
+                    (4, _) => corner.registers::<T::Of<L>, 1, 4>(),
+                    _ => unreachable!("groups of two to four"),
                 }
             }
         }
@@ -317,10 +323,10 @@ pub(super) fn spread<L: Lanes, T: Element>(
     let mut column = 0;
     while column < padded / size {
         let wide = wide_of(padded / size - column);
-        let high = if wide < 3 || T::Of::<L>::ROWS == 8 { 4 } else { 2 };
+        let high = if wide < 3 || T::Of::<L>::ROWS == 8 { 4 } else { 3 };
         let mut at = 0;
         while at < keys.len() {
-            let many = if keys.len() - at < high { 1 } else { high };
+            let many = high.min(keys.len() - at);
             let corner = Spread {
                 weights: &weights[at * QUERIES..],
                 left: &left[column * size..],
@@ -335,8 +341,14 @@ pub(super) fn spread<L: Lanes, T: Element>(
                     (4, 3) => corner.registers::<T::Of<L>, 3, 4>(),
                     (4, 2) => corner.registers::<T::Of<L>, 2, 4>(),
                     (4, _) => corner.registers::<T::Of<L>, 1, 4>(),
+                    (3, 4) => corner.registers::<T::Of<L>, 4, 3>(),
+                    (3, 3) => corner.registers::<T::Of<L>, 3, 3>(),
+                    (3, 2) => corner.registers::<T::Of<L>, 2, 3>(),
+                    (3, _) => corner.registers::<T::Of<L>, 1, 3>(),
                     (2, 4) => corner.registers::<T::Of<L>, 4, 2>(),
-                    (2, _) => corner.registers::<T::Of<L>, 3, 2>(),
+                    (2, 3) => corner.registers::<T::Of<L>, 3, 2>(),
+                    (2, 2) => corner.registers::<T::Of<L>, 2, 2>(),
+                    (2, _) => corner.registers::<T::Of<L>, 1, 2>(),
                     (_, 4) => corner.registers::<T::Of<L>, 4, 1>(),
                     (_, 3) => corner.registers::<T::Of<L>, 3, 1>(),
                     (_, 2) => corner.registers::<T::Of<L>, 2, 1>(),

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use super::geometry::{Line, Order, ROWS};
+use super::lanes::prefetch;
 use super::tile::Source;
 use super::unfused::Tile;
 use super::{Piece, Strided};
@@ -272,11 +273,13 @@ impl<T: Element> Kernel for Store<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
+        const AHEAD: usize = 16;
         let Self { order, piece, sums, padded, columns, cells, at, token: step } = self;
         let size = T::Of::<L>::SIZE;
         let whole = columns / size * size;
         let first = piece.keys.start;
         each_token(order, piece.keys.clone(), |row, token| {
+            prefetch(cells.as_ptr(), at + (token + AHEAD) * step, columns);
             // SAFETY: no two pieces that see the same keys are worked on at once.
             let to = unsafe { cells.part(at + token * step, columns) };
             let from = &sums[(row - first) * padded..][..columns];

@@ -114,6 +114,13 @@ impl Patches {
     }
 }
 
+/// The lanes, cut into as few groups of at most `together` as there are, of which none is short.
+#[inline(always)]
+pub(super) fn groups(together: usize) -> impl Iterator<Item = Range<usize>> {
+    let many = QUERIES.div_ceil(together);
+    (0..many).map(move |group| super::part(QUERIES, many, group))
+}
+
 /// Queries of a patch along each axis: doubled where what they see together grows least.
 fn patch_size(axes: &[Axis; 3]) -> [usize; 3] {
     let mut size = [1; 3];
@@ -274,8 +281,8 @@ impl Pattern {
                 _ => self.runs.push(Run { vectors, keys: at..at + 1 }),
             }
         }
-        for lane in (0..QUERIES).step_by(self.together) {
-            let lanes = ((1 << self.together) - 1) << lane;
+        for lanes in groups(self.together) {
+            let lanes = ((1 << lanes.len()) - 1) << lanes.start;
             let start = self.listed.len();
             let here = keys.clone().filter(|&at| self.keys[at].seen & lanes > 0);
             self.listed.extend(here.map(|at| (at - keys.start) as u32));
@@ -317,7 +324,7 @@ mod tests {
                     for &(lane, token) in lanes.iter().filter(|(lane, _)| key.seen >> lane & 1 == 1) {
                         let place = patch.packed.start + key.place as usize;
                         assert!(!std::mem::replace(&mut seen[token][place], true), "twice");
-                        let group = lane / patches.lanes.1;
+                        let group = groups(patches.lanes.1).position(|lanes| lanes.contains(&lane)).expect("a group");
                         assert!(pattern.list(chunk, group).contains(&((at - chunk.keys.start) as u32)));
                         let run = pattern.runs(chunk).iter().find(|run| run.keys.contains(&at)).cloned();
                         assert!(run.is_some_and(|run| run.vectors.contains(&(lane / patches.lanes.0))));
@@ -350,7 +357,7 @@ mod tests {
             for line in &order.lines {
                 (0..line.length).for_each(|x| tokens[line.base + x] = line.origin + x * line.step);
             }
-            for lanes in [(8, 2), (4, 2), (16, 4), (1, 2)] {
+            for lanes in [(8, 3), (4, 3), (16, 4), (1, 2)] {
                 let patches = Patches::new(&order, lanes);
                 let seen = seen(&order, &patches, patches.count);
                 for (query, row) in seen.iter().enumerate() {
