@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from mercer import _checks, _core
 from mercer._backend import is_reference
+from mercer._memory import empty
 from mercer.ops import _neighborhood_reference as reference
 from mercer.ops import _windows
-from mercer.ops._memory import empty
 
 __all__ = [
     "merge_attentions",

@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from mercer import _checks, _core, _state
+from mercer._memory import empty
 from mercer.lsh import SimHash
 from mercer.lsh._family import given_array
 from mercer.retrieval._tokens import as_core, packed
@@ -362,6 +363,6 @@ class FixedDimensionalEncoder:
         self, rows: np.ndarray, offsets: np.ndarray, queries: bool, threads: int | None
     ) -> np.ndarray:
         dtype = np.float64 if rows.dtype == np.float64 else np.float32
-        out = np.empty((len(offsets) - 1, self.n_features), dtype)
+        out = empty((len(offsets) - 1, self.n_features), np.dtype(dtype))
         self._core.encode(as_core(rows), offsets, queries, out, threads)
         return out

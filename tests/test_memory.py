@@ -4,8 +4,8 @@ import threading
 import numpy as np
 import pytest
 
-from mercer.ops import _memory
-from mercer.ops._memory import HUGE, _Shelf, empty
+from mercer import _memory
+from mercer._memory import HUGE, _Shelf, empty
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 4), (1 << 18, 2), (1 << 19,), (600, 1001)])
