@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 import mercer.ops.neighborhood as _neighborhood
-from mercer import _core, density, special
+from mercer import _core, _memory, density, special
 from mercer._backend import is_reference
 from mercer.ops import _windows
 from mercer.special import _reference
 
 __all__ = [
     "cuda_source",
+    "empty",
+    "gelu",
+    "gelu_gradient",
     "log_bessel",
     "log_kernel_sums",
     "neighborhood",
@@ -30,6 +33,22 @@ __all__ = [
 def cuda_source(family: str) -> str:
     """The CUDA source of a kernel family, as it travels inside the extension."""
     return _core.cuda_source(family)
+
+
+def gelu(x: torch.Tensor, out: torch.Tensor) -> None:
+    """x Phi(x) into `out`; both float32 on the CPU and contiguous."""
+    _core.gelu(_array(x).reshape(-1), _array(out).reshape(-1))
+
+
+def gelu_gradient(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """`gradient` times the derivative of x Phi(x), in its place."""
+    _core.gelu(_array(x).reshape(-1), _array(gradient).reshape(-1), True)
+    return gradient
+
+
+def empty(*shape: int) -> torch.Tensor:
+    """An uninitialised float32 tensor on the CPU, in memory as that of the results of :mod:`mercer.ops`."""
+    return torch.from_numpy(_memory.empty(shape, np.dtype(np.float32)))
 
 
 def log_bessel(name: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

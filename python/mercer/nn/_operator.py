@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Operator"]
+__all__ = ["Operator", "is_plain"]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -52,22 +52,24 @@ class Operator:
     def __call__(self, *inputs: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             return self._with_gradient(*inputs)
-        if _watched() or not all(_plain(x) for x in inputs):
+        if not is_plain(*inputs):
             return self._known(*inputs)
         if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
             return self._with_gradient(*inputs)
         return self._work(*inputs)
 
 
-def _watched() -> bool:
-    """Whether something may want to see which operators run."""
-    return bool(
+def is_plain(*inputs: Any) -> bool:
+    """Whether the tensors have data of their own and nothing wants to see which operators they meet."""
+    watched = (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch.autograd._profiler_enabled()
     )
+    return not watched and all(_has_data(x) for x in inputs)
 
 
-def _plain(x: Any) -> bool:
+def _has_data(x: Any) -> bool:
     return not isinstance(x, torch.Tensor) or (type(x) in _PLAIN and x.device.type in ("cpu", "cuda"))

@@ -4,6 +4,7 @@
 mod density;
 mod depthwise;
 mod directional;
+mod gelu;
 mod interrupt;
 mod lsh;
 mod neighborhood;
@@ -25,6 +26,8 @@ mod _core {
     use super::depthwise::{depthwise_convolve, depthwise_method, depthwise_weight_gradient};
     #[pymodule_export]
     use super::directional::{vmf_cosine_deficit, vmf_expectation, vmf_moments, vmf_sample};
+    #[pymodule_export]
+    use super::gelu::gelu;
     #[pymodule_export]
     use super::lsh::{lsh_bits, lsh_cross_polytope, lsh_e2, lsh_minhash, lsh_normals, lsh_simhash};
     #[pymodule_export]

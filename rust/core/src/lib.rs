@@ -4,6 +4,7 @@ pub mod cancel;
 pub mod density;
 pub mod depthwise;
 pub mod directional;
+pub mod gelu;
 pub mod gemm;
 pub mod hadamard;
 pub mod lanes;

@@ -1,7 +1,7 @@
 //! Vectors of either element type, for the loops of matrix products and what is fused to them: [`Lanes`] with raw
 //! loads and stores, and its counterpart in single precision. Made only inside [`crate::lanes::dispatch`].
 
-use std::ops::{Add, Mul, Sub};
+use std::ops::{Add, Div, Mul, Sub};
 
 use crate::lanes::{Kernel, Lanes, dispatch};
 use crate::real::Real;
@@ -9,7 +9,7 @@ use crate::special::elementary;
 
 /// A register of `T`, or one `T` where the machine has no wider ones.
 pub trait Vector<T: Real>:
-    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Send + Sync + 'static
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Send + Sync + 'static
 {
     /// How many it holds.
     const SIZE: usize;
@@ -298,7 +298,7 @@ macro_rules! both {
         })*
     };
 }
-both!(Add add, Sub sub, Mul mul);
+both!(Add add, Sub sub, Mul mul, Div div);
 
 impl<T: Real, V: Vector<T>> Vector<T> for Two<V> {
     const SIZE: usize = 2 * V::SIZE;
@@ -370,7 +370,7 @@ pub(crate) mod x86 {
     use super::{ROUND, Vector};
     use crate::lanes::x86::{Eight, Four};
     use std::arch::x86_64::*;
-    use std::ops::{Add, Mul, Sub};
+    use std::ops::{Add, Div, Mul, Sub};
 
     /// Eight floats; made only inside `dispatch`, where AVX2 and FMA are there.
     #[derive(Clone, Copy)]
@@ -392,8 +392,8 @@ pub(crate) mod x86 {
             })*
         };
     }
-    operators!(EightSingles, Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps);
-    operators!(SixteenSingles, Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps);
+    operators!(EightSingles, Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps);
+    operators!(SixteenSingles, Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
 
     macro_rules! vector {
         ($name:ident, $t:ty, $size:literal, $rows:literal, $tile:expr, $splat:ident, $load:ident, $store:ident, $fma:ident,

@@ -4,13 +4,23 @@ reference where ``mercer.backend("reference")`` asks for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
 import mercer.ops.depthwise as _depthwise
 from mercer._backend import is_reference
 from mercer.nn._dispatch import _array
 
-__all__ = ["context_mixing", "depthwise", "depthwise_choice", "depthwise_on_cuda", "depthwise_weight"]
+__all__ = [
+    "context_mixing",
+    "depthwise",
+    "depthwise_choice",
+    "depthwise_groups",
+    "depthwise_groups_weights",
+    "depthwise_on_cuda",
+    "depthwise_weight",
+]
 
 #: Below so many taps cuDNN is as fast.
 CUDA_TAPS = 121
@@ -59,6 +69,46 @@ def depthwise_weight(
         _array(x), _array(grad), (kh, kw), dilation=dilation, method=method
     )
     return torch.from_numpy(found)[:, None]
+
+
+def depthwise_groups(
+    x: torch.Tensor,
+    kernels: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor] | None,
+    dilation: int,
+) -> torch.Tensor:
+    """A copy of `x` whose last groups of channels are convolved, each with its kernels (g, 1, kh, kw); with the kernels
+    turned round where there are no biases: the gradient of the input. On the CPU."""
+    out = torch.clone(x)
+    maps, to = _array(x), out.numpy()
+    for at, (i, kernel) in zip(_groups(x, kernels), enumerate(kernels), strict=True):
+        _depthwise.depthwise_convolution(
+            maps[:, at], _array(kernel)[:, 0], None if biases is None else _array(biases[i]),
+            turned=biases is None, dilation=dilation, method="direct", out=to[:, at],
+        )  # fmt: skip
+    return out
+
+
+def depthwise_groups_weights(
+    x: torch.Tensor, grad: torch.Tensor, kernels: Sequence[torch.Tensor], dilation: int
+) -> list[torch.Tensor]:
+    """The gradients of the kernels of :func:`depthwise_groups`."""
+    maps, by_maps = _array(x), _array(grad)
+    return [
+        torch.from_numpy(
+            _depthwise.depthwise_weight_gradient(
+                maps[:, at], by_maps[:, at], kernel.shape[2:], dilation=dilation, method="direct"
+            )
+        )[:, None]
+        for at, kernel in zip(_groups(x, kernels), kernels, strict=True)
+    ]
+
+
+def _groups(x: torch.Tensor, kernels: Sequence[torch.Tensor]) -> Iterator[slice]:
+    at = x.shape[1] - sum(kernel.shape[0] for kernel in kernels)
+    for kernel in kernels:
+        yield slice(at, at + kernel.shape[0])
+        at += kernel.shape[0]
 
 
 def depthwise_on_cuda(kh: int, kw: int, dilation: int, dtype: torch.dtype) -> bool:

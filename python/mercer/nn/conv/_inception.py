@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.nn import functional
 
 from mercer import _checks
+from mercer._backend import is_reference
+from mercer.nn._operator import is_plain
+from mercer.nn.conv import _dispatch
 
 __all__ = ["InceptionDWConv2d"]
 
 
 class InceptionDWConv2d(nn.Module):
-    """Inception depthwise convolution (Yu et al. 2024, InceptionNeXt, section 3.2).
+    """Inception depthwise convolution (Yu et al. 2024, InceptionNeXt, section 3.2), on the CPU in one operation.
 
     Channels in order: C - 3g pass untouched, g through s x s, g through 1 x b (along the width), g through b x 1, with
     g = int(C branch_ratio); depthwise with bias, "same" zero padding. g (s² + 2b + 3) parameters.
@@ -64,5 +70,70 @@ class InceptionDWConv2d(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        same, square, wide, high = torch.split(x, self.split, dim=1)
-        return torch.cat([same, self.dwconv_hw(square), self.dwconv_w(wide), self.dwconv_h(high)], dim=1)
+        branches = (self.dwconv_hw, self.dwconv_w, self.dwconv_h)
+        weights = [t for branch in branches for t in (branch.weight, branch.bias)]
+        dilation = self.dwconv_hw.dilation[0]
+        if _is_ours(x, *weights) and all(type(branch) is nn.Conv2d for branch in branches):
+            return _Mixed.apply(x, dilation, *weights)
+        return _by_torch(x, dilation, *weights)
+
+
+def _is_ours(x: torch.Tensor, *weights: torch.Tensor) -> bool:
+    return (
+        all(t.dtype == x.dtype and t.device.type == "cpu" for t in (x, *weights))
+        and x.dtype in (torch.float32, torch.float64)
+        and x.numel() > 0
+        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+        and is_plain(x, *weights)
+        and not torch.is_autocast_enabled("cpu")
+        and not is_reference()
+    )
+
+
+def _by_torch(x: torch.Tensor, dilation: int, *weights: torch.Tensor) -> torch.Tensor:
+    """`weights` are a kernel (g, 1, kh, kw) and a bias (g,) for each of the last groups of channels."""
+    kernels = weights[::2]
+    groups = [kernel.shape[0] for kernel in kernels]
+    same, *parts = torch.split(x, [x.shape[1] - sum(groups), *groups], dim=1)
+    mixed = [
+        functional.conv2d(
+            part, kernel, bias, 1, [dilation * (k // 2) for k in kernel.shape[2:]],
+            [dilation if k > 1 else 1 for k in kernel.shape[2:]], kernel.shape[0],
+        )
+        for part, kernel, bias in zip(parts, kernels, weights[1::2], strict=True)
+    ]  # fmt: skip
+    return torch.cat([same, *mixed], dim=1)
+
+
+class _Mixed(torch.autograd.Function):
+    """All branches at once: the map is copied, and the convolutions are written over their channels of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dilation: int, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.dilation = dilation
+        ctx.save_for_backward(x, *weights)
+        return _dispatch.depthwise_groups(x, weights[::2], weights[1::2], dilation)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if torch.is_grad_enabled() or not is_plain(grad):
+            wanted = [
+                t for t, is_needed in zip((x, *weights), (needed[0], *needed[2:]), strict=True) if is_needed
+            ]
+            with torch.enable_grad():
+                mixed = _by_torch(x, ctx.dilation, *weights)
+                found = iter(torch.autograd.grad(mixed, wanted, grad, create_graph=True))
+            return tuple(next(found) if is_needed else None for is_needed in needed)
+        kernels = weights[::2]
+        form = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        grad = grad.contiguous(memory_format=form)
+        by_x = _dispatch.depthwise_groups(grad, kernels, None, ctx.dilation) if needed[0] else None
+        by_weights: list[torch.Tensor | None] = [None] * len(weights)
+        if any(needed[2::2]):
+            by_weights[::2] = _dispatch.depthwise_groups_weights(x, grad, kernels, ctx.dilation)
+        if any(needed[3::2]):
+            groups = [kernel.shape[0] for kernel in kernels]
+            by_weights[1::2] = grad[:, -sum(groups) :].sum((0, 2, 3)).split(groups)
+        return by_x, None, *by_weights

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint_sequential
 
+from mercer.nn._mlp import gelu_mlp
 from mercer.nn.conv import InceptionDWConv2d, fold_norm
 from mercer.vision.backbones._family import Backbone, Family, Stage, Variant, feature_info, register
 
@@ -44,13 +45,24 @@ VARIANTS = {
 class ChannelMlp(timm_inception_next.ConvMlp):
     """timm's MLP of 1x1 convolutions; on maps that are channels last, as matrix products, which are faster on a CPU."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C', H, W), in the memory format of `x`."""
+    def forward(self, x: torch.Tensor, gamma: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C', H, W), in the memory format of `x`, times `gamma` (C',)."""
         if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-            return super().forward(x)
-        y = functional.linear(x.permute(0, 2, 3, 1), self.fc1.weight.flatten(1), self.fc1.bias)
-        y = self.drop(self.act(y))  # (B, H, W, hidden)
-        return functional.linear(y, self.fc2.weight.flatten(1), self.fc2.bias).permute(0, 3, 1, 2)
+            y = super().forward(x)
+            return y if gamma is None else y * gamma.view(-1, 1, 1)
+        x, up = x.permute(0, 2, 3, 1), self.fc1.weight.flatten(1)
+        down, bias = self.fc2.weight.flatten(1), self.fc2.bias
+        if gamma is not None and x.shape[:-1].numel() > len(up):  # fewer weights than pixels
+            down, bias, gamma = down * gamma.view(-1, 1), bias * gamma, None
+        if (
+            type(self.act) is nn.GELU
+            and self.act.approximate == "none"
+            and not (self.training and self.drop.p)
+        ):
+            y = gelu_mlp(x, up, self.fc1.bias, down, bias)
+        else:
+            y = functional.linear(self.drop(self.act(functional.linear(x, up, self.fc1.bias))), down, bias)
+        return (y if gamma is None else y * gamma).permute(0, 3, 1, 2)
 
 
 class MetaNeXtBlock(timm_inception_next.MetaNeXtBlock):
@@ -64,6 +76,10 @@ class MetaNeXtBlock(timm_inception_next.MetaNeXtBlock):
 
     def __init__(self, dim: int, token_mixer: Any = InceptionDWConv2d, **timm: Any) -> None:
         super().__init__(dim, token_mixer=token_mixer, mlp_layer=ChannelMlp, **timm)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.drop_path(self.mlp(self.norm(self.token_mixer(x)), self.gamma)) + x
 
 
 class InceptionNeXt(Backbone, MetaNeXt):
@@ -120,9 +136,8 @@ class InceptionNeXt(Backbone, MetaNeXt):
         )  # fmt: skip
         for stage in self.stages:
             for block in stage.blocks:
-                block.mlp.__class__ = (
-                    ChannelMlp  # timm's network has no argument for it; they differ in forward alone
-                )
+                # timm's network has no arguments for them; they differ in forward alone.
+                block.__class__, block.mlp.__class__ = MetaNeXtBlock, ChannelMlp
         if features_only:
             del self.head
             self.num_classes, self.features_only, self.out_indices = 0, True, tuple(out_indices)
