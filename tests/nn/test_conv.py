@@ -215,6 +215,32 @@ def test_inception_is_a_full_kernel_with_zeros(form):
     assert abs(grads[2][1, 0, 0, 2].item() - (values[0] - values[1]) / 2e-6) < 1e-4
 
 
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_inception_and_its_gradients_are_those_of_its_convolutions(form, dilation):
+    torch.manual_seed(0)
+    mixer = conv.InceptionDWConv2d(24, 5, 7, 0.25, dilation).double()
+    x = torch.randn(2, 24, 11, 9, dtype=torch.float64).to(memory_format=form).requires_grad_()
+    same, *parts = torch.split(x, mixer.split, 1)
+    branches = (mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h)
+    plain = torch.cat([same, *(branch(part) for branch, part in zip(branches, parts, strict=True))], 1)
+    ours = mixer(x)
+    assert "Mixed" in type(ours.grad_fn).__name__ and ours.is_contiguous(memory_format=form)
+    torch.testing.assert_close(ours, plain)
+    wanted, upstream = (x, *mixer.parameters()), torch.randn_like(plain).contiguous()
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, wanted, upstream, retain_graph=True),
+        torch.autograd.grad(plain, wanted, upstream),
+    )
+    mixer.dwconv_w.weight.requires_grad_(False)
+    mixer.dwconv_h.bias.requires_grad_(False)
+    mixer(x.detach()).backward(upstream)
+    assert [p.grad is None for p in mixer.parameters()] == [False, False, True, False, False, True]
+    (by_x,) = torch.autograd.grad(ours, x, upstream, create_graph=True)
+    assert torch.autograd.gradgradcheck(lambda x: mixer(x[..., :4, :4]), x)
+    assert by_x.requires_grad
+
+
 def test_transposing_the_map_swaps_the_bands():
     mixer = conv.InceptionDWConv2d(8)
     swapped = copy.deepcopy(mixer)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from mercer._backend import is_reference
 from mercer.nn import _dispatch
-from mercer.nn._operator import is_plain
+from mercer.nn._operator import gradients_of, is_plain
 
 __all__ = ["gelu_mlp"]
 
@@ -66,10 +66,7 @@ class _GeluMlp(torch.autograd.Function):
         *inputs, hidden, active = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled() or not is_plain(grad):
-            wanted = [t for t, is_needed in zip(inputs, needed, strict=True) if is_needed]
-            with torch.enable_grad():
-                found = iter(torch.autograd.grad(_by_torch(*inputs), wanted, grad, create_graph=True))
-            return tuple(next(found) if is_needed else None for is_needed in needed)
+            return tuple(gradients_of(_by_torch, inputs, grad))
         x, up, up_bias, down, down_bias = inputs
         by_x = _dispatch.empty(*x.shape) if needed[0] else None
         by_up, by_up_bias, by_down, by_down_bias = (

@@ -6,12 +6,12 @@ dispatcher, and twice that with its derivative: as long as what it does to a sma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["Operator", "is_plain"]
+__all__ = ["Operator", "gradients_of", "is_plain"]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -73,3 +73,13 @@ def is_plain(*inputs: Any) -> bool:
 
 def _has_data(x: Any) -> bool:
     return not isinstance(x, torch.Tensor) or (type(x) in _PLAIN and x.device.type in ("cpu", "cuda"))
+
+
+def gradients_of(
+    function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], grad: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """What a backward pass gives for `inputs` that can itself be differentiated: torch's, of `function` of them."""
+    wanted = [t for t in inputs if t.requires_grad]
+    with torch.enable_grad():
+        found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+    return [next(found) if t.requires_grad else None for t in inputs]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from mercer import _checks
 from mercer._backend import is_reference
-from mercer.nn._operator import is_plain
+from mercer.nn._operator import gradients_of, is_plain
 from mercer.nn.conv import _dispatch
 
 __all__ = ["InceptionDWConv2d"]
@@ -72,10 +72,10 @@ class InceptionDWConv2d(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         branches = (self.dwconv_hw, self.dwconv_w, self.dwconv_h)
         weights = [t for branch in branches for t in (branch.weight, branch.bias)]
-        dilation = self.dwconv_hw.dilation[0]
         if _is_ours(x, *weights) and all(type(branch) is nn.Conv2d for branch in branches):
-            return _Mixed.apply(x, dilation, *weights)
-        return _by_torch(x, dilation, *weights)
+            return _Mixed.apply(x, self.dwconv_hw.dilation[0], *weights)
+        same, *parts = torch.split(x, self.split, dim=1)
+        return torch.cat([same, *(branch(part) for branch, part in zip(branches, parts, strict=True))], dim=1)
 
 
 def _is_ours(x: torch.Tensor, *weights: torch.Tensor) -> bool:
@@ -119,13 +119,8 @@ class _Mixed(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled() or not is_plain(grad):
-            wanted = [
-                t for t, is_needed in zip((x, *weights), (needed[0], *needed[2:]), strict=True) if is_needed
-            ]
-            with torch.enable_grad():
-                mixed = _by_torch(x, ctx.dilation, *weights)
-                found = iter(torch.autograd.grad(mixed, wanted, grad, create_graph=True))
-            return tuple(next(found) if is_needed else None for is_needed in needed)
+            found = gradients_of(lambda x, *w: _by_torch(x, ctx.dilation, *w), (x, *weights), grad)
+            return found[0], None, *found[1:]
         kernels = weights[::2]
         form = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         grad = grad.contiguous(memory_format=form)
