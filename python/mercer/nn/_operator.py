@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Operator", "gradients_of", "is_plain"]
+__all__ = ["Operator", "gradients_of", "is_bare", "is_plain"]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -69,6 +69,14 @@ def is_plain(*inputs: Any) -> bool:
         or torch.autograd._profiler_enabled()
     )
     return not watched and all(_has_data(x) for x in inputs)
+
+
+def is_bare(*modules: torch.nn.Module) -> bool:
+    """Whether what modules do may be done without calling them: no hook (of pruning, say) waits for the call."""
+    return not any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in modules
+    )
 
 
 def _has_data(x: Any) -> bool:

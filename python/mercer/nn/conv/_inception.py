@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from mercer import _checks
 from mercer._backend import is_reference
-from mercer.nn._operator import gradients_of, is_plain
+from mercer.nn._operator import gradients_of, is_bare, is_plain
 from mercer.nn.conv import _dispatch
 
 __all__ = ["InceptionDWConv2d"]
@@ -72,7 +72,7 @@ class InceptionDWConv2d(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         branches = (self.dwconv_hw, self.dwconv_w, self.dwconv_h)
         weights = [t for branch in branches for t in (branch.weight, branch.bias)]
-        if _is_ours(x, *weights) and all(type(branch) is nn.Conv2d for branch in branches):
+        if is_bare(*branches) and all(type(b) is nn.Conv2d for b in branches) and _is_ours(x, *weights):
             return _Mixed.apply(x, self.dwconv_hw.dilation[0], *weights)
         same, *parts = torch.split(x, self.split, dim=1)
         return torch.cat([same, *(branch(part) for branch, part in zip(branches, parts, strict=True))], dim=1)

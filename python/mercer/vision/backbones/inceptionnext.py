@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint_sequential
 
 from mercer.nn._mlp import gelu_mlp
+from mercer.nn._operator import is_bare
 from mercer.nn.conv import InceptionDWConv2d, fold_norm
 from mercer.vision.backbones._family import Backbone, Family, Stage, Variant, feature_info, register
 
@@ -47,7 +48,8 @@ class ChannelMlp(timm_inception_next.ConvMlp):
 
     def forward(self, x: torch.Tensor, gamma: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, H, W) -> (B, C', H, W), in the memory format of `x`, times `gamma` (C',)."""
-        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        if not is_last or not is_bare(self.fc1, self.act, self.drop, self.fc2):
             y = super().forward(x)
             return y if gamma is None else y * gamma.view(-1, 1, 1)
         x, up = x.permute(0, 2, 3, 1), self.fc1.weight.flatten(1)
