@@ -19,7 +19,7 @@ KEPT = 1 << 27
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """As `numpy.empty`; from `HUGE` bytes on it begins where a large page may, and may be memory of an earlier result.
 
-    The first write to each page of 4 KiB takes 2 µs, and there are 512 of them in 2 MiB: a third of the time of an
+    The first write to each page of 4 KiB takes 2 µs, and there are 512 of them in 2 MiB: a quarter of the time of an
     attention over 4,096 tokens and its gradients went there. NumPy asks Linux for large pages from 4 MiB on, hence the
     room, and Linux gives those that lie in it whole.
     """

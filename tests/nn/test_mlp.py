@@ -4,6 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 import mercer  # noqa: E402
 from mercer.nn import _mlp  # noqa: E402
 from mercer.nn._mlp import gelu_mlp  # noqa: E402
@@ -53,6 +55,21 @@ def test_gradients_of_gradients_are_those_of_torch():
 
     ours, truth = penalty(gelu_mlp, inputs, grad), penalty(definition, wide, grad.double())
     torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-5)
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_backward_pass_that_is_watched_leaves_no_graph():
+    inputs, grad = problem((6,), 4, 5, 3)
+    plain = torch.autograd.grad(gelu_mlp(*inputs), inputs, grad)
+    out = gelu_mlp(*inputs)
+    with Watching():
+        watched = torch.autograd.grad(out, inputs, grad)
+    assert not any(t.requires_grad for t in watched)
+    torch.testing.assert_close(watched, plain)
 
 
 def test_double_precision_autocast_compilers_and_the_reference_are_torchs():

@@ -86,8 +86,8 @@ def _has_data(x: Any) -> bool:
 def gradients_of(
     function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], grad: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """What a backward pass gives for `inputs` that can itself be differentiated: torch's, of `function` of them."""
-    wanted = [t for t in inputs if t.requires_grad]
+    """What a backward pass gives for `inputs`: torch's, of `function` of them, with a graph where one is asked for."""
+    wanted, create_graph = [t for t in inputs if t.requires_grad], torch.is_grad_enabled()
     with torch.enable_grad():
-        found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+        found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=create_graph))
     return [next(found) if t.requires_grad else None for t in inputs]
